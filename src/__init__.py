@@ -1,0 +1,3 @@
+"""SelfLearningTrader A.E.G.I.S.: a self-learning trading daemon for Binance USDⓈ-M futures."""
+
+VERSION = "8.0"
