@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
+from typing import ClassVar
 
 ZERO = Decimal(0)
 
@@ -58,7 +59,7 @@ class Candle:
     """The owner's pooled candle: ``Candle.acquire(...)``, use it inside one synchronous call, ``release()``. Nothing may keep it."""
 
     __slots__ = ("close", "high", "low", "open", "symbol", "time_ms", "volume")
-    _pool: list[Candle] = []
+    _pool: ClassVar[list[Candle]] = []
     POOL_MAX = 1024
 
     symbol: str
@@ -231,7 +232,7 @@ class AccountUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """What a slot holds: the owner's position metadata. ``commission``: paid so far. ``total_cost``: commission paid plus expected to close."""
+    """What a slot holds: the owner's position metadata. ``commission``: paid so far; ``total_cost``: with what closing will cost."""
 
     symbol: str
     side: Side
