@@ -1,0 +1,79 @@
+"""What a market of the local exchange is, and the one door to open it.
+
+A market is a path of trades that is already decided: whoever asks twice gets the same answer, in any order of asking. Nothing in it
+depends on the reader, and nothing later than the time asked for leaks. Times are market time (ms); prices are ticks and quantities
+steps, whole numbers.
+
+Ids are ``agg_id`` (aggregate trades: continuous where the path is made here, as recorded where trades are replayed) and ``first_id`` …
+``last_id`` (the single trades inside; a candle's trade count is the sum of last_id − first_id + 1). ``bid`` and ``ask`` are the top of
+the book right after the trade; bid < ask always.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.error_handler import Fatal
+from src.exchange.expansion import KLINE_DTYPE, TRADE_DTYPE
+from src.exchange.replay import open_replay
+from src.exchange.symbols import SymbolSpec
+from src.exchange.synthetic import open_synthetic
+
+__all__ = ["KINDS", "KLINE_DTYPE", "TRADE_DTYPE", "Market", "open_market"]
+
+KINDS = ("synthetic", "replay")
+
+
+class Market(Protocol):
+    """Trades and candles of all symbols, from ``start_ms`` (history) over ``open_ms`` (live trading) to ``end_ms`` (None: endless)."""
+
+    @property
+    def symbols(self) -> tuple[SymbolSpec, ...]: ...
+
+    @property
+    def start_ms(self) -> int: ...
+
+    @property
+    def open_ms(self) -> int: ...
+
+    @property
+    def end_ms(self) -> int | None: ...
+
+    def trades(self, from_ms: int, to_ms: int) -> NDArray[np.void]:
+        """Trades of all symbols with from_ms ≤ time < to_ms, sorted by time, then symbol, then id (TRADE_DTYPE; do not write to it)."""
+        ...
+
+    def agg_trades(self, symbol_index: int, *, from_ms: int | None = None, to_ms: int | None = None, from_id: int | None = None,
+                   limit: int = 500) -> NDArray[np.void]:
+        """At most ``limit`` trades of one symbol in rising order: from an id on, or from a time on, or else the last ones before ``to_ms``.
+
+        ``to_ms`` (excluded) bounds every form: give it the present, or the future leaks.
+        """
+        ...
+
+    def klines(self, symbol_index: int, interval_ms: int, from_ms: int, to_ms: int, now_ms: int) -> NDArray[np.void]:
+        """Candles (KLINE_DTYPE) with from_ms ≤ open ≤ to_ms, aligned to the epoch, 1 s to 1 day, made of trades before ``now_ms`` alone.
+
+        The last one may be the open candle. A span without trades closes flat at the last price with volume 0; before a symbol's first
+        trade and after its end there are none.
+        """
+        ...
+
+    def resume_state(self) -> dict[str, Any]:
+        """A small JSON object: ``open_market(resume=…)`` with it continues this very path."""
+        ...
+
+
+def open_market(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | None, now_ms: int, resume: dict[str, Any] | None) -> Market:
+    """Open a market at market time ``now_ms``. No ``symbols``: the default twenty, or all of the recording.
+
+    Fatal: an unknown kind or symbol, a recording that cannot be used, or a resume state that belongs to another market.
+    """
+    if kind == "synthetic":
+        return open_synthetic(symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
+    if kind == "replay":
+        return open_replay(path=path, symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
+    raise Fatal(f"SIM_SOURCE is {kind!r}, and must be one of {', '.join(KINDS)}", setting="SIM_SOURCE", value=kind)

@@ -1,0 +1,14 @@
+"""Market source: replay."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from src.error_handler import Fatal
+
+if TYPE_CHECKING:
+    from src.exchange.market import Market
+
+
+def open_replay(*, path: str | None, symbols: tuple[str, ...], seed: int, now_ms: int, resume: dict[str, Any] | None) -> Market:
+    raise Fatal("not built yet")
