@@ -50,7 +50,7 @@ def _by_mode(otherwise: Any, **modes: Any) -> Callable[[str], Any]:
 class Settings:
     """Everything that can be set. ``Decimal`` where money is multiplied by it, ``int`` for whole units."""
 
-    trading_mode: str = _setting("sim", "", "sim: local exchange. paper: real market, local money. testnet. live: real money", choices=MODES)
+    trading_mode: str = _setting("sim", "", "sim: local exchange. paper: real market, play money. testnet. live: money", choices=MODES)
     binance_api_key: str = _setting("", "", "the venue's API key; needed in testnet and live", secret=True, empty=True)
     binance_api_secret: str = _setting("", "", "the HMAC secret, or an Ed25519 private key in PEM", secret=True, empty=True)
     port: int = _setting(8080, "TCP port", "where /health, /health/live and /metrics answer; 0 picks a free one", low=0, high=65535)

@@ -71,7 +71,7 @@ class Journal:
         except (sqlite3.Error, OSError) as error:
             raise Fatal(f"STATE_DIR={str(folder)!r}: the journal cannot be opened ({error}); it must be a writable folder") from error
         if version is not None and version[0] != str(SCHEMA_VERSION):
-            raise Fatal(f"{self.path} has schema {version[0]}, and this version writes {SCHEMA_VERSION}: use the version that made it, or move it away")
+            raise Fatal(f"{self.path} has schema {version[0]}, this version writes {SCHEMA_VERSION}: use the version that made it, or move it")
         self._db.execute("PRAGMA wal_autocheckpoint=0")
 
     def close(self) -> None:
@@ -227,4 +227,5 @@ class Reader:
 
     def trades_since(self, ms: int) -> list[tuple[Any, ...]]:
         """Closed trades since that market time: (symbol, side, realised, commission, reason, exit_time_ms)."""
-        return self.rows("SELECT symbol, side, realised, commission, reason, exit_time_ms FROM trades WHERE exit_time_ms>=? ORDER BY id", (ms,))
+        return self.rows("SELECT symbol, side, realised, commission, reason, exit_time_ms FROM trades WHERE exit_time_ms>=? ORDER BY id",
+                         (ms,))
