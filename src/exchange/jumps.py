@@ -1,0 +1,73 @@
+"""A market that a test can make jump: from the moment of a jump on, every later price is shifted by a number of ticks.
+
+Without jumps everything is the source's own, untouched. A candle that contains a jump keeps its open, takes the shift at its close, and
+reaches from the lower of both to the higher.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.exchange.market import Market
+from src.exchange.symbols import SymbolSpec
+
+
+class JumpingMarket:
+    """A :class:`Market` with jumps."""
+
+    def __init__(self, source: Market) -> None:
+        self._source = source
+        self.jumps: list[tuple[int, int, int]] = []
+
+    @property
+    def symbols(self) -> tuple[SymbolSpec, ...]:
+        return self._source.symbols
+
+    @property
+    def start_ms(self) -> int:
+        return self._source.start_ms
+
+    @property
+    def open_ms(self) -> int:
+        return self._source.open_ms
+
+    @property
+    def end_ms(self) -> int | None:
+        return self._source.end_ms
+
+    def jump(self, symbol: int, at_ms: int, ticks: int) -> None:
+        self.jumps.append((symbol, at_ms, ticks))
+
+    def trades(self, from_ms: int, to_ms: int) -> NDArray[np.void]:
+        rows = self._source.trades(from_ms, to_ms)
+        return self._shift(rows, rows["symbol"]) if self.jumps and len(rows) else rows
+
+    def agg_trades(self, symbol_index: int, *, from_ms: int | None = None, to_ms: int | None = None, from_id: int | None = None,
+                   limit: int = 500) -> NDArray[np.void]:  # fmt: skip
+        rows = self._source.agg_trades(symbol_index, from_ms=from_ms, to_ms=to_ms, from_id=from_id, limit=limit)
+        return self._shift(rows, rows["symbol"]) if self.jumps and len(rows) else rows
+
+    def _shift(self, rows: NDArray[np.void], symbols: NDArray[np.uint16]) -> NDArray[np.void]:
+        rows = rows.copy()
+        for symbol, at_ms, ticks in self.jumps:
+            later = (symbols == symbol) & (rows["time_ms"] >= at_ms)
+            for name in ("price", "bid", "ask"):
+                rows[name][later] = np.maximum(1, rows[name][later] + ticks)
+        return rows
+
+    def klines(self, symbol_index: int, interval_ms: int, from_ms: int, to_ms: int, now_ms: int) -> NDArray[np.void]:
+        rows = self._source.klines(symbol_index, interval_ms, from_ms, to_ms, now_ms)
+        mine = [(at, ticks) for symbol, at, ticks in self.jumps if symbol == symbol_index]
+        if not mine or not len(rows):
+            return rows
+        rows = rows.copy()
+        for at_ms, ticks in mine:
+            after = rows["open_ms"] >= at_ms
+            for name in ("open", "high", "low", "close"):
+                rows[name][after] = np.maximum(1, rows[name][after] + ticks)
+            within = (rows["open_ms"] < at_ms) & (rows["open_ms"] + interval_ms > at_ms)
+            rows["close"][within] = np.maximum(1, rows["close"][within] + ticks)
+            rows["high"][within] += max(0, ticks)
+            rows["low"][within] = np.maximum(1, rows["low"][within] + min(0, ticks))
+        return rows

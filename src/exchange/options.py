@@ -1,0 +1,77 @@
+"""What the local exchange is started with: one frozen value, and the switches for what nobody outside the venue knows for certain.
+
+Every switch defaults to the ruder behaviour, so that a client which survives here survives there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One user. ``secret`` is an HMAC secret, or ``ed25519=`` followed by a public key (PEM, or its base64 body)."""
+
+    key: str
+    secret: str
+    balance: Decimal
+
+
+DEFAULT_ACCOUNT = Account("k" * 64, "s" * 64, Decimal(10_000))
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """Open questions of the protocol, decided here and nowhere else."""
+
+    key_in_path_delivers: bool = False  # /private/ws/<listenKey> is silent
+    events_required: bool = False  # /private/ws?listenKey=K without events= delivers all
+    close_position_needs_position: bool = True  # a closePosition order is refused while flat
+    gtc_close_position_survives: bool = True  # a plain GTC closePosition order outlives the position
+    client_id_unique_per_account: bool = True  # else per symbol
+    order_test_body: bool = False  # order/test answers {} rather than an order
+    bracket_as_array: bool = True  # leverageBracket?symbol= answers an array
+    triggered_before_new: bool = False  # the spawned order's event comes before ALGO_UPDATE TRIGGERED
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The venue's limits. Spans are wall time: a network is protected in real seconds at any speed of the market."""
+
+    weight_per_minute: int = 2400
+    orders_per_10s: int = 300
+    orders_per_minute: int = 1200
+    open_orders_per_symbol: int = 200
+    open_algo_orders: int = 200
+    streams_per_connection: int = 1024
+    messages_per_second: int = 10
+    connections: int = 2000
+    send_buffer_bytes: int = 8 << 20
+    ping_every_s: float = 180.0
+    pong_within_s: float = 600.0
+    connection_life_s: float = 86_400.0
+    listen_key_life_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeOptions:
+    """Everything ``serve`` needs. ``port`` 0 takes a free one. ``symbols`` empty leaves the choice to the market source."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    market: str = "synthetic"
+    symbols: tuple[str, ...] = ()
+    seed: int = 1
+    path: str | None = None
+    speed: float = 1.0
+    latency_ms: int = 20
+    accounts: tuple[Account, ...] = (DEFAULT_ACCOUNT,)
+    books_dir: str | None = None
+    control: bool = False
+    trigger_latency_ms: int = 10
+    maker_fee: Decimal = Decimal("0.0002")
+    taker_fee: Decimal = Decimal("0.0005")
+    leverage_default: int = 20
+    switches: Switches = field(default_factory=Switches)
+    limits: Limits = field(default_factory=Limits)

@@ -1,0 +1,119 @@
+"""What the core knows of the market: last price, top of book and mark price of every symbol, as arrays with a row a symbol.
+
+The mark price (and the index price, which is the same here) starts at the last price and moves an eighth of the way towards it once a
+market second, in whole units of 1e-8. Funding rates are a fixed function of symbol and settlement time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.exchange.depth import Top
+from src.exchange.orders import E8
+from src.exchange.symbols import SymbolSpec
+
+HOUR_MS = 3_600_000
+TYPICAL_NOTIONAL = Decimal(20_000)
+
+
+class Print(NamedTuple):
+    """One trade of the market with the top of the book after it, in ticks and steps. ``PRINT_FIELDS`` are its columns, in order."""
+
+    time_ms: int
+    symbol: int
+    ticks: int
+    steps: int
+    buyer_is_maker: int
+    bid: int
+    ask: int
+    bid_steps: int
+    ask_steps: int
+
+
+PRINT_FIELDS = ["time_ms", "symbol", "price", "qty", "buyer_is_maker", "bid", "ask", "bid_qty", "ask_qty"]
+
+
+class Quotes:
+    """State of the market at one moment. Prices in ticks and sizes in steps, but marks in units of 1e-8."""
+
+    def __init__(self, specs: Sequence[SymbolSpec]) -> None:
+        n = len(specs)
+        self.specs = specs
+        self.last = np.zeros(n, np.int64)
+        self.bid = np.zeros(n, np.int64)
+        self.ask = np.zeros(n, np.int64)
+        self.bid_qty = np.zeros(n, np.int64)
+        self.ask_qty = np.zeros(n, np.int64)
+        self.last_qty = np.zeros(n, np.int64)
+        self.time_ms = np.zeros(n, np.int64)
+        self.agg_id = np.zeros(n, np.int64)
+        self.taken_bid = np.zeros(n, np.int64)
+        self.taken_ask = np.zeros(n, np.int64)
+        self.mark_e8 = np.zeros(n, np.int64)
+        self._tick_e8 = np.array([int(s.tick / E8) for s in specs], np.int64)
+
+    def take(self, trades: NDArray) -> None:
+        """Take a batch, sorted by time: the last row of each symbol is what stands."""
+        sym = trades["symbol"]
+        for name, field in (("last", "price"), ("bid", "bid"), ("ask", "ask"), ("bid_qty", "bid_qty"), ("ask_qty", "ask_qty"),
+                            ("last_qty", "qty"), ("time_ms", "time_ms"), ("agg_id", "agg_id")):  # fmt: skip
+            getattr(self, name)[sym] = trades[field]
+        self.taken_bid[sym] = 0
+        self.taken_ask[sym] = 0
+        fresh = self.mark_e8 == 0
+        if fresh.any():
+            self.reset_marks(np.flatnonzero(fresh))
+
+    def reset_marks(self, symbols: NDArray) -> None:
+        self.mark_e8[symbols] = self.last[symbols] * self._tick_e8[symbols]
+
+    def second(self) -> None:
+        """A market second has passed: marks move towards the last prices."""
+        self.mark_e8 += (self.last * self._tick_e8 - self.mark_e8) // 8
+
+    def shift(self, symbol: int, ticks: int) -> None:
+        """The whole market of a symbol jumps."""
+        for side in (self.last, self.bid, self.ask):
+            side[symbol] += ticks
+        self.mark_e8[symbol] += ticks * self._tick_e8[symbol]
+
+    def known(self, symbol: int) -> bool:
+        """Whether this symbol has traded at all."""
+        return bool(self.last[symbol])
+
+    def mark(self, symbol: int) -> Decimal:
+        return int(self.mark_e8[symbol]) * E8
+
+    def price(self, symbol: int, ticks: int) -> Decimal:
+        return ticks * self.specs[symbol].tick
+
+    def last_price(self, symbol: int) -> Decimal:
+        return int(self.last[symbol]) * self.specs[symbol].tick
+
+    def typical_steps(self, symbol: int) -> int:
+        price = self.last_price(symbol)
+        return int(TYPICAL_NOTIONAL / price / self.specs[symbol].step) if price else 1
+
+    def bids(self, symbol: int) -> Top:
+        return Top(int(self.bid[symbol]), int(self.bid_qty[symbol]), self.typical_steps(symbol))
+
+    def asks(self, symbol: int) -> Top:
+        return Top(int(self.ask[symbol]), int(self.ask_qty[symbol]), self.typical_steps(symbol))
+
+
+def funding_rate(symbol: str, at_ms: int) -> Decimal:
+    """The rate settled at ``at_ms``: between -0.03 % and 0.03 %, the same in every run."""
+    digest = hashlib.blake2b(f"{symbol}:{at_ms}".encode(), digest_size=4).digest()
+    return Decimal(int.from_bytes(digest, "big") % 60_001 - 30_000) * E8
+
+
+def next_funding_ms(spec: SymbolSpec, now_ms: int) -> int:
+    """The next settlement strictly after now."""
+    every = spec.funding_interval_hours * HOUR_MS
+    return (now_ms // every + 1) * every

@@ -1,0 +1,101 @@
+"""What a user changes about an account: leverage, margin type, position mode, asset mode, isolated margin."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from src.exchange import events
+from src.exchange.errors import ApiError
+from src.exchange.ledger import AccountState
+from src.exchange.margin import maintenance, max_notional
+from src.exchange.orders import ZERO, PositionSide, q8
+from src.exchange.state import State
+
+DONE = {"code": 200, "msg": "success"}
+
+
+def set_leverage(state: State, account: AccountState, symbol: int, leverage: int) -> dict[str, Any]:
+    spec = state.specs[symbol]
+    if not 1 <= leverage <= spec.brackets[0].max_leverage:
+        raise ApiError(-4028, leverage)
+    old = account.setting(symbol)
+    held = [p for p in account.live_positions() if p.symbol == symbol]
+    if held and old.isolated and leverage < old.leverage:
+        raise ApiError(-4161)
+    top = max_notional(spec.brackets, leverage)
+    if any(abs(p.qty) * state.quotes.mark(symbol) > top for p in held):
+        raise ApiError(-2027)
+    before = old.leverage
+    if held and leverage < before:
+        account.change_setting(symbol).leverage = leverage
+        total = state.summary(account)
+        if total.cross_wallet + total.cross_unrealised < total.initial:
+            account.change_setting(symbol).leverage = before
+            raise ApiError(-2028)
+    account.change_setting(symbol).leverage = leverage
+    state.touch(account)
+    if leverage != before:
+        state.say(account.index, events.leverage_update(state, symbol, leverage))
+    return {"symbol": spec.symbol, "leverage": leverage, "maxNotionalValue": format(top, "f")}
+
+
+def set_margin_type(state: State, account: AccountState, symbol: int, isolated: bool) -> dict[str, Any]:
+    if account.setting(symbol).isolated == isolated:
+        raise ApiError(-4046)
+    if isolated and account.multi_assets:
+        raise ApiError(-4168)
+    if state.orders_of(account.index, symbol) or any(a.symbol == symbol for a in state.open_algos[account.index].values()):
+        raise ApiError(-4047)
+    if any(p.symbol == symbol for p in account.live_positions()):
+        raise ApiError(-4048)
+    account.change_setting(symbol).isolated = isolated
+    state.touch(account)
+    return dict(DONE)
+
+
+def set_hedge(state: State, account: AccountState, hedge: bool) -> dict[str, Any]:
+    if account.hedge == hedge:
+        raise ApiError(-4059)
+    if state.open_orders[account.index] or state.open_algos[account.index]:
+        raise ApiError(-4067)
+    if account.live_positions():
+        raise ApiError(-4068)
+    account.hedge = hedge
+    state.touch(account)
+    return dict(DONE)
+
+
+def set_multi_assets(state: State, account: AccountState, on: bool) -> dict[str, Any]:
+    if account.multi_assets == on:
+        raise ApiError(-4171)
+    if on and any(s.isolated for s in account.settings.values()):
+        raise ApiError(-4167)
+    if state.open_orders[account.index]:
+        raise ApiError(-4170)
+    account.multi_assets = on
+    state.touch(account)
+    state.say(account.index, events.multi_assets_update(state, on))
+    return dict(DONE)
+
+
+def adjust_margin(state: State, account: AccountState, symbol: int, side: PositionSide, *, amount: Decimal, add: bool) -> dict[str, Any]:
+    """Move margin between the cross wallet and an isolated position."""
+    position = account.positions.get(f"{symbol}:{side}")
+    if position is None or not position.qty or not account.setting(symbol).isolated:
+        raise ApiError(-4053)
+    if amount <= 0:
+        raise ApiError(-4055)
+    amount = q8(amount)
+    if add and amount > state.summary(account).available:
+        raise ApiError(-4050)
+    if not add:
+        mark = state.quotes.mark(symbol)
+        notional = mark * position.qty
+        need = max(abs(notional) / account.setting(symbol).leverage, maintenance(state.specs[symbol].brackets, notional))
+        if position.isolated_wallet + min(ZERO, position.unrealised(mark)) - amount < need:
+            raise ApiError(-4051)
+    position.isolated_wallet += amount if add else -amount
+    state.touch(account)
+    state.say(account.index, events.account_update(state, account, "MARGIN_TRANSFER", [position]))
+    return {"code": 200, "msg": "Successfully modify position margin.", "amount": format(amount, "f"), "type": 1 if add else 2}

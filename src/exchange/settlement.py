@@ -1,0 +1,152 @@
+"""What the venue does by itself once a market second: funding, liquidation, expiry of dated orders, the countdown of cancel-all.
+
+Liquidation: when a margin balance is at or below its maintenance margin on mark, open orders go (reason 5), the positions concerned are
+closed at mark price by an order whose client id begins with ``autoclose-``, the liquidation fee is taken as far as there is money left,
+and what is then missing is paid by the insurance fund (INSURANCE_CLEAR). There is no stepwise reduction.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from src.exchange import events
+from src.exchange.execution import Execution, closing_side
+from src.exchange.ledger import AccountState, Position, book_fill, book_funding
+from src.exchange.margin import maintenance
+from src.exchange.orders import ZERO, Fill, Order, OrderEvent, q8, step
+from src.exchange.quotes import HOUR_MS, funding_rate
+from src.exchange.state import State
+
+
+class Settlement:
+    """Chores of the venue on a :class:`State`."""
+
+    def __init__(self, state: State, execution: Execution) -> None:
+        self._state = state
+        self._execution = execution
+        self._countdowns: dict[tuple[int, int], int] = {}
+
+    def second(self) -> None:
+        """A market second has passed, marks are fresh."""
+        self._expire_dated()
+        if self._state.now_ms % HOUR_MS == 0:
+            self._fund()
+        self.check_margins()
+
+    def check_margins(self) -> None:
+        for account in self._state.accounts:
+            if account.live_positions():
+                self._liquidate(account)
+
+    # ------------------------------------------------------------------ clocks of orders
+
+    def countdown(self, account: int, symbol: int, span_ms: int) -> None:
+        """Cancel all orders of the symbol after ``span_ms``, unless called again; 0 stops it."""
+        if span_ms:
+            self._countdowns[account, symbol] = self._state.now_ms + span_ms
+        else:
+            self._countdowns.pop((account, symbol), None)
+
+    @property
+    def next_countdown_ms(self) -> int | None:
+        return min(self._countdowns.values(), default=None)
+
+    def run_countdowns(self) -> None:
+        for key in [k for k, due in self._countdowns.items() if due <= self._state.now_ms]:
+            del self._countdowns[key]
+            for order in self._state.orders_of(*key):
+                self._execution.cancel(order)
+
+    def _expire_dated(self) -> None:
+        for mine in self._state.open_orders:
+            for order in [o for o in mine.values() if o.gtd_ms and o.gtd_ms <= self._state.now_ms]:
+                self._execution.expire(order, 0)
+
+    # ------------------------------------------------------------------ funding
+
+    def _fund(self) -> None:
+        state = self._state
+        for account in state.accounts:
+            for position in account.live_positions():
+                spec = state.specs[position.symbol]
+                if state.now_ms % (spec.funding_interval_hours * HOUR_MS):
+                    continue
+                amount = q8(-position.qty * state.quotes.mark(position.symbol) * funding_rate(spec.symbol, state.now_ms))
+                isolated = account.setting(position.symbol).isolated
+                book_funding(account, position, isolated, amount)
+                state.touch(account)
+                state.keep_income(account.index, "FUNDING_FEE", amount, symbol=position.symbol, info="FUNDING_FEE")
+                rows = [position] if isolated else []
+                state.say(account.index, events.account_update(state, account, "FUNDING_FEE", rows, change=amount, symbol=spec.symbol))
+
+    # ------------------------------------------------------------------ liquidation
+
+    def _liquidate(self, account: AccountState) -> None:
+        state = self._state
+        marks = state.quotes.mark
+        cross_balance, cross_maint, cross = account.cross_wallet, ZERO, []
+        for position in account.live_positions():
+            mark = marks(position.symbol)
+            maint = maintenance(state.specs[position.symbol].brackets, mark * position.qty)
+            if account.setting(position.symbol).isolated:
+                if position.isolated_wallet + position.unrealised(mark) <= maint:
+                    self._seize(account, [position], position.isolated_wallet)
+            else:
+                cross.append(position)
+                cross_maint += maint
+                cross_balance += position.unrealised(mark)
+        if cross and cross_balance <= cross_maint:
+            self._seize(account, cross, account.cross_wallet)
+
+    def _seize(self, account: AccountState, positions: list[Position], margin: Decimal) -> None:
+        """Close positions whose margin (a wallet, before unrealised results) is used up."""
+        state = self._state
+        symbols = {p.symbol for p in positions}
+        for order in list(state.open_orders[account.index].values()):
+            if order.symbol in symbols:
+                self._execution.expire(order, 5)
+        left = margin
+        for position in positions:
+            realised, notional = self._autoclose(account, position)
+            left += realised
+            fee = q8(min(max(left, ZERO), notional * state.specs[position.symbol].liquidation_fee))
+            if fee:
+                self._insurance(account, position.symbol, -fee)
+                left -= fee
+        if left < 0:
+            self._insurance(account, positions[0].symbol, -left)
+
+    def _insurance(self, account: AccountState, symbol: int, amount: Decimal) -> None:
+        state = self._state
+        account.wallet.book("insurance", amount)
+        state.keep_income(account.index, "INSURANCE_CLEAR", amount, symbol=symbol, info="INSURANCE_CLEAR")
+        state.touch(account)
+        state.say(account.index, events.account_update(state, account, "INSURANCE_CLEAR", [], change=amount))
+
+    def _autoclose(self, account: AccountState, position: Position) -> tuple[Decimal, Decimal]:
+        """Close one position at mark (on the tick); returns realised result and notional. No commission is charged."""
+        state, spec = self._state, self._state.specs[position.symbol]
+        side, qty = closing_side(position), abs(position.qty)
+        price = max(spec.tick, state.quotes.mark(position.symbol) // spec.tick * spec.tick)
+        order = Order(
+            id=state.ids.next("order"), account=account.index, symbol=position.symbol, client_id=f"autoclose-{state.now_ms}{position.symbol:03d}",
+            side=side, type="LIQUIDATION", position_side=position.side, tif="IOC", price=price, qty=qty, ticks=int(price / spec.tick),
+            created_ms=state.now_ms, updated_ms=state.now_ms, orig_type="LIMIT", stp="NONE",
+        )  # fmt: skip
+        state.keep_order(order)
+        state.say(account.index, events.order_trade_update(state, order, "NEW"))
+        booked = book_fill(account, position, side, price=price, qty=qty, fee_rate=ZERO)
+        position.updated_ms = state.now_ms
+        fill = Fill(id=state.ids.next("trade"), order_id=order.id, account=account.index, symbol=position.symbol, side=side,
+                    position_side=position.side, price=price, qty=qty, realised=booked.realised, commission=ZERO, maker=False,
+                    time_ms=state.now_ms)  # fmt: skip
+        state.keep_fill(fill)
+        state.keep_income(account.index, "REALIZED_PNL", booked.realised, symbol=position.symbol, trade_id=str(fill.id))
+        order.executed, order.quote = qty, price * qty
+        step(order, OrderEvent.FILL_ALL)
+        state.keep_order(order)
+        state.touch(account)
+        state.say(account.index, events.account_update(state, account, "ORDER", [position]))
+        state.say(account.index, events.order_trade_update(state, order, "CALCULATED", fill))
+        self._execution.expire_protection(account, position.symbol, position.side)
+        return booked.realised, price * qty
