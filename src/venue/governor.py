@@ -171,6 +171,16 @@ class Governor:
         self._budget.answered(ticket, _number(headers.get("x-mbx-used-weight-1m")), now_ms)
         self._learn_orders(_number(headers.get("x-mbx-order-count-10s")), _number(headers.get("x-mbx-order-count-1m")), now_ms)
 
+    def learn(self, kind: str, interval: str, interval_num: int, count: int) -> None:
+        """One row of ``rateLimits`` in an answer of the WebSocket API."""
+        now_ms = self._window_ms()
+        if kind == "ORDERS":
+            is_10s = interval == "SECOND" and interval_num == 10
+            self._learn_orders(count if is_10s else 0, count if interval == "MINUTE" else 0, now_ms)
+        elif kind == "REQUEST_WEIGHT" and interval == "MINUTE":
+            self._budget.used(now_ms)
+            self._budget.seen = max(self._budget.seen, count)
+
     def throttled(self, error: AegisError) -> None:
         """The venue said 429 or 418: nothing goes out before the time it named, or before the next window."""
         now_ms = self._window_ms()
