@@ -1,0 +1,116 @@
+"""The way out for orders: what ``trade`` decided, as requests over the WS API, or over REST where that is down before the send.
+
+Invariants: a method has put the bytes on the transport, or begun the REST call, when it returns; an entry that may have left is never
+sent a second time, on either road; only what cannot add exposure (guards, exits, cancels) is tried again, by its caller, with what it
+knows. Answers come as futures whose errors are ours (Rejected, Retryable, Unknown, ...).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from src.clock import monotonic_ns
+from src.error_handler import AegisError
+from src.models import ZERO, AlgoUpdate, Fill, OrderUpdate, PositionUpdate, Role, SymbolRules
+from src.risk import Approved
+from src.slots import Ask, SendExit, SendGuard
+from src.venue import orders, queries
+from src.venue.governor import Priority
+from src.venue.rest import Rest
+from src.venue.ws_api import WsApi
+
+CONTACT_NS = 5_000_000_000
+ENTRY_WINDOW_MS = 2_000
+"""An entry that reaches the venue later than this is refused there: its signal is stale."""
+LOOK_BACK_MS = 60_000
+Call = asyncio.Future[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the venue says when asked: the order or the guard (None: it does not exist), the symbol's amount, its fills since then."""
+
+    order: OrderUpdate | None = None
+    guard: AlgoUpdate | None = None
+    amount: Decimal = ZERO
+    fills: tuple[Fill, ...] = ()
+
+
+class Gateway:
+    """One per process. ``rules``: by symbol. ``working_type``: the price that triggers guards."""
+
+    def __init__(self, rest: Rest, ws: WsApi, rules: Mapping[str, SymbolRules], working_type: str) -> None:
+        self.rest = rest
+        self.ws = ws
+        self._rules = rules
+        self._working_type = working_type
+        self._heard_ns = 0
+        self._probe: asyncio.Task[None] | None = None
+
+    def entry(self, approved: Approved, client_id: str) -> Call:
+        params = orders.entry(self._rules[approved.symbol], approved.side, approved.qty, approved.price, client_id)
+        return self._write("order.place", "POST", "/fapi/v1/order", params, window_ms=ENTRY_WINDOW_MS)
+
+    def guard(self, action: SendGuard) -> Call:
+        build = orders.stop if action.role is Role.STOP else orders.target
+        params = build(self._rules[action.symbol], action.side, action.price, action.client_id, working_type=self._working_type)
+        return self._write("algoOrder.place", "POST", "/fapi/v1/algoOrder", params)
+
+    def exit(self, action: SendExit) -> Call:
+        """At most what one market order may hold; the slot asks again for the rest."""
+        rules = self._rules[action.symbol]
+        qty = orders.split_market(rules, action.qty)[0]
+        return self._write("order.place", "POST", "/fapi/v1/order", orders.market_exit(rules, action.side, qty, action.client_id))
+
+    def cancel_guard(self, client_id: str) -> Call:
+        return self._write("algoOrder.cancel", "DELETE", "/fapi/v1/algoOrder", {"clientAlgoId": client_id})
+
+    def _write(self, method: str, verb: str, path: str, params: Mapping[str, str], *, window_ms: int = 5_000) -> Call:
+        call: Call
+        if self.ws.is_up:
+            call = self.ws.call(method, dict(params) | {"recvWindow": window_ms})
+        else:
+            call = asyncio.ensure_future(self.rest.send(verb, path, params, recv_window_ms=window_ms, priority=Priority.PROTECT))
+        call.add_done_callback(self._heard)
+        return call
+
+    def _heard(self, call: Call) -> None:
+        error = None if call.cancelled() else call.exception()
+        if not call.cancelled() and (error is None or (isinstance(error, AegisError) and error.fields.get("code"))):
+            self._heard_ns = monotonic_ns()
+
+    def contact(self, now_ns: int) -> bool:
+        """Whether the venue answers: the WS API is up, or REST spoke within 5 s. Without either it is probed once a call."""
+        if self.ws.is_up or now_ns - self._heard_ns < CONTACT_NS:
+            return True
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.ensure_future(self._ping())
+        return False
+
+    async def _ping(self) -> None:
+        try:
+            await self.rest.get("/fapi/v1/ping", weight=1, priority=Priority.PROTECT, timeout_s=2.0)
+        except AegisError:
+            return  # still no contact: the next call probes again
+        self._heard_ns = monotonic_ns()
+
+    async def ask(self, ask: Ask) -> Answer:
+        """The evidence about an order. For entries and exits: the order, the position and the fills, three sources."""
+        if ask.role in (Role.STOP, Role.TARGET):
+            answer = Answer(guard=await queries.algo_order(self.rest, ask.client_id))
+            self._heard_ns = monotonic_ns()
+            return answer
+        order = await queries.order(self.rest, ask.symbol, ask.client_id) if ask.client_id else None
+        fills = await queries.user_trades(self.rest, ask.symbol, start_ms=max(0, ask.since_ms - LOOK_BACK_MS))
+        amount = amount_of(await queries.positions(self.rest), ask.symbol)
+        self._heard_ns = monotonic_ns()
+        return Answer(order, None, amount, tuple(fills))
+
+
+def amount_of(positions: list[PositionUpdate], symbol: str) -> Decimal:
+    """The signed amount held of a symbol; 0 where it is not listed."""
+    return sum((p.amount for p in positions if p.symbol == symbol), ZERO)

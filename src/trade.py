@@ -1,0 +1,447 @@
+"""Trade: hears signals, asks risk, and carries out what the slots ask for. Synchronous but for the answers it waits for.
+
+Invariants: nothing is sent without an ``Approved``; every order stands in the journal before its first byte leaves (a journal that cannot
+be written stops entries; protective orders still go out, are kept in memory and written later); every fill is journalled once; nothing
+opens while ``halted`` says a reason. Only this module sends orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+from src.bus import EventBus, Topic
+from src.clock import Clock, monotonic_ns, utc_day
+from src.counters import Block
+from src.error_handler import AegisError, Degraded, Fatal, Halt, Rejected, Retryable, Throttle, critical, failure, info, lifecycle, warn
+from src.gateway import Answer, Call, Gateway
+from src.journal import Intent, Journal
+from src.models import ZERO, Account, AccountUpdate, AlgoUpdate, Fill, OrderUpdate, Quote, Role, Side, Signal, SymbolRules
+from src.portfolio import Portfolio
+from src.risk import Limit, Limits, Refusal, View, approve
+from src.slots import Action, Ask, CancelGuard, Changed, Closed, Died, Opened, SendEntry, SendExit, SendGuard, State, remember
+from src.venue.orders import ClientIds, parse
+
+HOLD_NS = 60_000_000_000
+"""An older copy of the daemon was seen trading: entries wait this long."""
+ORDER_IDS_MAX = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What Trade is given to work with. ``quote_of`` answers for any symbol; ``fee``: (maker, taker); ``maintenance``: margin ratio."""
+
+    clock: Clock
+    journal: Journal
+    portfolio: Portfolio
+    gateway: Gateway
+    bus: EventBus
+    block: Block
+    limit: Limit
+    limits: Limits
+    ids: ClientIds
+    rules: dict[str, SymbolRules]
+    quote_of: Callable[[str], Quote]
+    fee: tuple[Decimal, Decimal] = (Decimal("0.0002"), Decimal("0.0005"))
+    maintenance: Callable[[str], Decimal] = lambda _symbol: Decimal("0.05")
+
+
+class Trade:
+    """Made once in the Brain. ``on_fatal`` is told of what ends the process."""
+
+    def __init__(self, desk: Desk, on_fatal: Callable[[AegisError], None]) -> None:
+        self._desk = desk
+        self._on_fatal = on_fatal
+        self.account = Account(ZERO, ZERO)
+        self.holds: dict[str, str] = {"start": "starting: not reconciled yet"}
+        self.prepared: set[str] = set()
+        self.evidence = False
+        self.latches: dict[str, str] = desk.journal.latches()
+        self._order_ids: dict[int, str] = {}
+        self._asking: set[tuple[str, str]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._hold_until_ns = 0
+        self._unwritten: list[Callable[[], Any]] = []
+        self._realised_day = (0, ZERO)
+        self._ask_throttle = Throttle(5.0)
+        desk.bus.subscribe(Topic.SIGNAL_GENERATED, self.on_signal)
+
+    @property
+    def halted(self) -> str:
+        """Why nothing may open now; empty when it may."""
+        return "; ".join(self.holds.values())
+
+    @property
+    def equity(self) -> Decimal:
+        return self.account.wallet + self.unrealised()
+
+    def unrealised(self) -> Decimal:
+        """At the mark price, of what we hold; positions of others as the venue last said."""
+        total = self.account.unrealised
+        for position in self._desk.portfolio.positions():
+            mark = self._desk.quote_of(position.symbol).mark
+            total += position.unrealised(Decimal(repr(mark))) if mark > 0 else ZERO
+        return total
+
+    # signals
+
+    def on_signal(self, signal: Signal) -> None:
+        desk = self._desk
+        verdict = desk.portfolio.consider(signal, desk.clock.market_ms(), self._price_of)
+        if verdict.what == "refuse":
+            return self._refused(signal, verdict.reason)
+        decision = approve(signal, desk.limit, self._view(signal))
+        if isinstance(decision, Refusal):
+            return self._refused(signal, str(decision))
+        now_ns = monotonic_ns()
+        if verdict.what == "rotate":
+            info(f"rotation: {verdict.victim} makes room for {signal.symbol}", confidence=round(signal.confidence, 3))
+            return self.run(desk.portfolio.rotate(verdict.victim, signal, now_ns))
+        return self.run(desk.portfolio.open(decision, now_ns, desk.clock.market_ms()))
+
+    def _refused(self, signal: Signal, reason: str) -> None:
+        self._desk.block.add("rejected_signals")
+        info(f"refused {signal.side} {signal.symbol}: {reason}", confidence=round(signal.confidence, 3))
+        self._desk.bus.publish(Topic.ORDER_REJECTED, (signal.symbol, reason))
+
+    def _price_of(self, symbol: str) -> Decimal:
+        quote = self._desk.quote_of(symbol)
+        slot = self._desk.portfolio.slots.get(symbol)
+        price = quote.bid if slot is not None and slot.side is Side.BUY else quote.ask
+        return Decimal(repr(price)) if price > 0 else ZERO
+
+    def _view(self, signal: Signal) -> View:
+        desk, now_ns = self._desk, monotonic_ns()
+        symbol = signal.symbol
+        quote = desk.quote_of(symbol)
+        slots = desk.portfolio.slots.values()
+        at_work = [(s, max(s.qty, s.entry.qty if s.state is State.OPENING else s.qty)) for s in slots]
+        notional = sum((qty * (s.entry_price or s.entry.price) for s, qty in at_work), ZERO)
+        notional += sum((abs(p.amount) * p.entry_price for p in self.account.positions if p.symbol in desk.portfolio.foreign), ZERO)
+        equity = self.equity
+        return View(
+            equity=equity, available=equity - notional / desk.limit.leverage(signal.source), notional=notional, rules=desk.rules[symbol],
+            quote=quote, maker_rate=desk.fee[0], taker_rate=desk.fee[1], maintenance=desk.maintenance(symbol), now_ns=now_ns,
+            speed=desk.clock.speed, latches=tuple(self.latches), evidence=self.evidence,
+            halted=self.halted or ("an older copy was trading a moment ago" if now_ns < self._hold_until_ns else ""),
+            prepared=symbol in self.prepared)  # fmt: skip
+
+    # actions
+
+    def run(self, actions: list[Action]) -> None:
+        """Store every slot that was touched, then carry out what the slots asked for, in order."""
+        self._store(dict.fromkeys(_symbol(action) for action in actions))
+        for action in actions:
+            match action:
+                case SendEntry():
+                    self._send_entry(action)
+                case SendGuard():
+                    self._send_guard(action)
+                case SendExit():
+                    self._send_exit(action)
+                case CancelGuard():
+                    self._watch(self._desk.gateway.cancel_guard(action.client_id), action.client_id, self._cancelled)
+                case Ask():
+                    self._ask(action)
+                case Opened() | Closed() | Died() | Changed():
+                    self._tell(action)
+        waiting = self._desk.portfolio.take_waiting()
+        if waiting is not None:
+            self.on_signal(waiting)
+
+    def _store(self, symbols: Iterable[str]) -> None:
+        for symbol in symbols:
+            slot = self._desk.portfolio.slots.get(symbol)
+            journal = self._desk.journal
+            self._write(partial(journal.drop_slot, symbol) if slot is None else partial(journal.save_slot, symbol, remember(slot)))
+
+    def _write(self, write: Callable[[], Any]) -> bool:
+        """Into the journal, or into memory until the disk takes it again; then nothing opens."""
+        try:
+            write()
+            return True
+        except Degraded as error:
+            if "journal" not in self.holds:
+                failure("the journal is not written; nothing opens until it is", error)
+            self.holds["journal"] = "the journal cannot be written"
+            self._unwritten.append(write)
+            return False
+
+    def _write_later(self) -> None:
+        """Try again what the disk refused, oldest first."""
+        while self._unwritten:
+            try:
+                self._unwritten[0]()
+            except Degraded:
+                return
+            self._unwritten.pop(0)
+        if self.holds.pop("journal", None):
+            lifecycle("✅ The journal is written again")
+
+    def _send_entry(self, action: SendEntry) -> None:
+        order, desk = action.approved, self._desk
+        now_ms = desk.clock.market_ms()
+        body = json.dumps({"stop": str(order.stop), "target": str(order.target), "confidence": order.confidence, "source": order.source,
+                           "limit_ms": order.limit_ms, "risk": str(order.risk)})  # fmt: skip
+        intent = Intent(action.client_id, order.symbol, Role.ENTRY, order.side, order.qty, order.price, now_ms, body=body)
+        if not self._write(partial(desk.journal.intend, intent)):
+            self._unwritten.pop()  # an entry that was not written is not sent, and so needs no entry in the journal
+            return self.run(desk.portfolio.rejected(action.client_id, 0, "the journal cannot be written", monotonic_ns(), now_ms))
+        desk.bus.publish(Topic.ORDER_REQUEST, order)
+        desk.block.add("orders_sent")
+        self._watch(desk.gateway.entry(order, action.client_id), action.client_id, self._placed)
+        lifecycle(f"📤 {order.side} {order.symbol} {order.qty} at most {order.price}", stop=order.stop, target=order.target,
+                  confidence=round(order.confidence, 3), source=order.source, risk=f"{order.risk:.2f}", order=action.client_id)
+        return None
+
+    def _send_guard(self, action: SendGuard) -> None:
+        intent = Intent(action.client_id, action.symbol, action.role, action.side, ZERO, action.price, self._desk.clock.market_ms())
+        self._write(partial(self._desk.journal.intend, intent))
+        self._watch(self._desk.gateway.guard(action), action.client_id, self._placed)
+
+    def _send_exit(self, action: SendExit) -> None:
+        now_ms = self._desk.clock.market_ms()
+        intent = Intent(action.client_id, action.symbol, Role.EXIT, action.side, action.qty, ZERO, now_ms, reason=action.reason)
+        self._write(partial(self._desk.journal.intend, intent))
+        self._desk.block.add("orders_sent")
+        self._watch(self._desk.gateway.exit(action), action.client_id, self._placed)
+        lifecycle(f"📤 close {action.symbol} {action.qty} at market: {action.reason}", order=action.client_id)
+
+    def _tell(self, action: Opened | Closed | Died | Changed) -> None:
+        desk = self._desk
+        match action:
+            case Opened(position):
+                lifecycle(f"📈 opened {position.side} {position.symbol} {position.qty} at {position.entry_price:.8g}")
+                desk.bus.publish(Topic.POSITION_OPENED, position)
+            case Closed(trade):
+                self._write(partial(desk.journal.closed, trade))
+                day = utc_day(trade.exit_time_ms)
+                self._realised_day = (day, (self._realised_day[1] if self._realised_day[0] == day else ZERO) + trade.net)
+                prices = f"{trade.entry_price:.8g} → {trade.exit_price:.8g}"
+                lifecycle(f"📉 closed {trade.side} {trade.symbol} {trade.qty} {prices}: {trade.reason}", net=f"{trade.net:+.4f}",
+                          commission=f"{trade.commission:.4f}", wallet=f"{self.account.wallet:.2f}")
+                desk.bus.publish(Topic.POSITION_CLOSED, trade)
+            case Died(symbol, client_id, reason):
+                self._write(partial(desk.journal.mark, client_id, "dead", reason=reason, now_ms=desk.clock.market_ms()))
+                lifecycle(f"↩️ {symbol}: the order ended without a position: {reason}", order=client_id)
+                desk.bus.publish(Topic.ORDER_REJECTED, (symbol, reason))
+            case Changed(symbol, state, event, reason):
+                info(f"{symbol} is {state}: {event}" + (f" ({reason})" if reason else ""))
+
+    # answers
+
+    def _watch(self, call: Call, client_id: str, done: Callable[[str, Any, AegisError | None], None]) -> None:
+        def answered(future: Call) -> None:
+            if future.cancelled():
+                return done(client_id, None, Retryable("cancelled"))
+            error = future.exception()
+            if error is not None and not isinstance(error, AegisError):
+                failure("a bug while sending an order", error)
+                error = Halt(f"{type(error).__name__}: {error}")
+            return done(client_id, None if error else future.result(), error)
+
+        call.add_done_callback(answered)
+
+    def _placed(self, client_id: str, _answer: Any, error: AegisError | None) -> None:
+        desk, now_ns, now_ms = self._desk, monotonic_ns(), self._desk.clock.market_ms()
+        if error is None:
+            self._mark(client_id, "live")
+            return self.run(desk.portfolio.accepted(client_id, now_ns))
+        if isinstance(error, Rejected | Retryable | Degraded | Halt | Fatal):
+            desk.block.add("orders_rejected")
+            warn(f"the venue refused {client_id}: {error}")
+            self._mark(client_id, "dead", str(error))
+            self.run(desk.portfolio.rejected(client_id, int(error.fields.get("code", 0)), str(error), now_ns, now_ms))
+            return self._grave(error)
+        desk.block.add("orders_unknown")
+        warn(f"no word on {client_id}: {error}")
+        self._mark(client_id, "unknown", str(error))
+        return self.run(desk.portfolio.unknown(client_id, now_ns))
+
+    def _cancelled(self, client_id: str, _answer: Any, error: AegisError | None) -> None:
+        if error is None or int(error.fields.get("code", 0)) in (-2011, -2013):
+            self._mark(client_id, "done", "cancelled")
+            self.run(self._desk.portfolio.cancelled(client_id, self._desk.clock.market_ms()))
+        else:
+            warn(f"{client_id} was not cancelled: {error}")  # the slot asks after it until it is gone
+
+    def _grave(self, error: AegisError) -> None:
+        """What an answer says about more than its order."""
+        if isinstance(error, Halt):
+            self.latch("halt", str(error))
+        elif isinstance(error, Fatal):
+            self._on_fatal(error)
+        elif isinstance(error, Degraded):
+            self.holds["venue"] = str(error)
+
+    def _mark(self, client_id: str, state: str, reason: str = "") -> None:
+        self._write(partial(self._desk.journal.mark, client_id, state, reason=reason, now_ms=self._desk.clock.market_ms()))
+
+    # what the venue tells by itself
+
+    def on_event(self, event: object) -> None:
+        """From the user stream, in its order."""
+        match event:
+            case OrderUpdate():
+                self._on_order(event)
+            case AlgoUpdate():
+                self._on_algo(event)
+            case AccountUpdate():
+                self._on_account(event)
+
+    def _on_order(self, update: OrderUpdate) -> None:
+        self._order_ids[update.order_id] = update.client_id
+        while len(self._order_ids) > ORDER_IDS_MAX:
+            self._order_ids.pop(next(iter(self._order_ids)))
+        self._look_for_copies(update)
+        if update.fill is not None:
+            self.on_fill(update.fill)
+        if update.status.ended:
+            self._mark(update.client_id, "done", update.reason or update.status.value)
+        self.run(self._desk.portfolio.order_update(update, monotonic_ns(), self._desk.clock.market_ms()))
+
+    def on_fill(self, fill: Fill) -> bool:
+        """Journal it; True if it is new."""
+        wrote: list[bool] = []
+        self._write(lambda: wrote.append(self._desk.journal.fill(fill)))
+        if wrote == [False]:
+            return False
+        self._desk.block.add("fills")
+        info(f"fill {fill.side} {fill.symbol} {fill.qty} at {fill.price}", order=fill.client_id, trade=fill.trade_id)
+        self._desk.bus.publish(Topic.ORDER_FILLED, fill)
+        return True
+
+    def _on_algo(self, update: AlgoUpdate) -> None:
+        if update.status.ended:
+            self._mark(update.client_id, "done", update.reason or update.status.value)
+        self.run(self._desk.portfolio.algo_update(update, monotonic_ns(), self._desk.clock.market_ms()))
+
+    def _on_account(self, update: AccountUpdate) -> None:
+        if update.wallet is not None:
+            self.account = replace(self.account, wallet=update.wallet, as_of_ms=update.time_ms)
+            self._desk.limits.transfer(update.transfer)
+            self._write(partial(self._desk.journal.money, update.time_ms, update.reason, update.wallet, update.transfer))
+        for position in update.positions:
+            self.run(self._desk.portfolio.seen(position, monotonic_ns(), self._desk.clock.market_ms()))
+
+    def _look_for_copies(self, update: OrderUpdate) -> None:
+        """Our prefix with another epoch: a newer copy of the daemon ends our opening for good, an older one makes us wait."""
+        parsed = parse(update.client_id)
+        if parsed is None or parsed[0] == self._desk.ids.epoch_ms or self._desk.journal.known(update.client_id):
+            return
+        if parsed[0] > self._desk.ids.epoch_ms:
+            if "copy" not in self.holds:
+                critical("a newer copy of the daemon trades this account: this one opens nothing more", order=update.client_id)
+            self.holds["copy"] = "a newer copy of the daemon trades this account"
+        else:
+            self._hold_until_ns = monotonic_ns() + HOLD_NS
+
+    # asking
+
+    def _ask(self, ask: Ask) -> None:
+        key = (ask.symbol, ask.client_id)
+        if key in self._asking:
+            return
+        self._asking.add(key)
+        self.spawn(self._asked(ask, key))
+
+    async def _asked(self, ask: Ask, key: tuple[str, str]) -> None:
+        try:
+            answer = await self._desk.gateway.ask(ask)
+        except AegisError as error:
+            if self._ask_throttle.due(monotonic_ns()):
+                failure(f"asking after {ask.client_id or ask.symbol}", error)
+            return
+        finally:
+            self._asking.discard(key)
+        self.learn(ask, answer)
+
+    def learn(self, ask: Ask, answer: Answer) -> None:
+        """What the venue answered: fills first, then the order that made them."""
+        portfolio, now_ns, now_ms = self._desk.portfolio, monotonic_ns(), self._desk.clock.market_ms()
+        if ask.role in (Role.STOP, Role.TARGET):
+            if answer.guard is not None:
+                return self._on_algo(answer.guard)
+            return self.run(portfolio.absent(ask.client_id, now_ns, now_ms, position=ZERO))
+        if answer.order is not None:
+            self._order_ids[answer.order.order_id] = answer.order.client_id
+        for fill in answer.fills:
+            named = replace(fill, client_id=fill.client_id or self._order_ids.get(fill.order_id, ""))
+            self.on_fill(named)
+            self.run(portfolio.fill(named, now_ns, now_ms))
+        if answer.order is not None:
+            return self.run(portfolio.order_update(answer.order, now_ns, now_ms))
+        if ask.client_id:
+            return self.run(portfolio.absent(ask.client_id, now_ns, now_ms, position=answer.amount))
+        return self.run(portfolio.corrected(ask.symbol, answer.amount, now_ns, now_ms))
+
+    # time and commands
+
+    def tick(self) -> None:
+        """Every 100 ms or so: what is due, the limits, and the figures for the others."""
+        desk, now_ns, now_ms = self._desk, monotonic_ns(), self._desk.clock.market_ms()
+        self._write_later()
+        self.run(desk.portfolio.tick(now_ns, now_ms, contact=desk.gateway.contact(now_ns)))
+        desk.portfolio.forget_waiting(now_ns, desk.limit.signal_age_ms * 1_000_000)
+        equity = self.equity
+        if self.account.as_of_ms:
+            for name, reason in desk.limits.update(equity, now_ms):
+                self.latch(name, reason)
+        self._show(equity, self._realised_day[1] if self._realised_day[0] == utc_day(now_ms) else ZERO)
+
+    def _show(self, equity: Decimal, realised_today: Decimal) -> None:
+        """The figures the other processes see."""
+        block, held = self._desk.block, [s for s in self._desk.portfolio.slots.values() if s.qty > 0]
+        block.set("positions_open", len(held))
+        block.set("positions_unprotected", sum(not s.protected for s in held))
+        block.set("latched", len(self.latches))
+        block.set("reconciled_ok", int(not self.holds))
+        for name, money in (("equity", equity), ("wallet", self.account.wallet), ("unrealised", equity - self.account.wallet),
+                            ("realised_today", realised_today)):  # fmt: skip
+            block.set(name, float(money))
+
+    def latch(self, name: str, reason: str) -> None:
+        """Stop opening, across restarts, until the operator releases it."""
+        if name in self.latches:
+            return
+        self.latches[name] = reason
+        critical(f"🛑 {name} latched: {reason}. Nothing opens until `python -m src.main release`.")
+        self._write(partial(self._desk.journal.latch, name, reason, self._desk.clock.market_ms()))
+
+    def flatten(self, reason: str) -> None:
+        """Close everything that is ours."""
+        for symbol in list(self._desk.portfolio.slots):
+            self.run(self._desk.portfolio.leave(symbol, reason, monotonic_ns()))
+
+    def remember(self) -> None:
+        """What the next start needs of the limits."""
+        self._write(partial(self._desk.journal.remember, "limits", self._desk.limits.memory()))
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """A background task whose error is not lost."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            failure("a task of Trade ended", error)
+            self.latch("halt", f"{type(error).__name__}: {error}")
+
+
+def _symbol(action: Action) -> str:
+    match action:
+        case SendEntry(approved):
+            return approved.symbol
+        case Opened(position):
+            return position.symbol
+        case Closed(trade):
+            return trade.symbol
+    return action.symbol
