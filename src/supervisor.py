@@ -15,17 +15,19 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from src.clock import monotonic_ns
 from src.counters import READY, STOPPING, Counters
-from src.error_handler import critical, failure, info, lifecycle, warn
+from src.error_handler import critical, failure, lifecycle, warn
 
 EXIT_OK, EXIT_DIED, EXIT_FATAL = 0, 1, 2
 STOP_S = 10.0
+BRAIN_STOP_S = 7.0
+"""Of which the Brain may take this much, to settle what is in flight."""
 START_S = 180.0
 """Longest start: cold kernels on a slow machine."""
 STOP_ORDER = ("brain", "orchestrator", "feed", "exchange")
@@ -49,10 +51,12 @@ class StopAsked(Exception):
 
 @dataclass(slots=True)
 class Child:
+    """``heard``: what it said, by word."""
+
     name: str
     process: BaseProcess
     pipe: Connection
-    ready: bool = False
+    heard: dict[str, Any] = field(default_factory=dict)
 
 
 class Supervisor:
@@ -104,69 +108,59 @@ class Supervisor:
 
     # waiting
 
-    def wait_for(self, word: str, names: tuple[str, ...]) -> dict[str, Any]:
+    def wait_for(self, word: str, *names: str) -> list[Any]:
         """Until each of these children has said ``word``; what they said with it. Raises ChildEnded or StopAsked."""
-        heard: dict[str, Any] = {}
         deadline = monotonic_ns() + int(START_S * 1e9)
-        while len(heard) < len(names):
-            for child, (said, value) in self._messages(1.0):
-                if said == word and child.name in names:
-                    heard[child.name] = value
-                if said == "ready":
-                    child.ready = True
+        while missing := [n for n in names if word not in self._children[n].heard]:
+            self._listen(1.0)
             if monotonic_ns() > deadline:
-                missing = ", ".join(n for n in names if n not in heard)
-                raise ChildEnded(f"{missing} did not report '{word}' within {START_S:g} s", EXIT_DIED)
-        return heard
+                raise ChildEnded(f"{TITLES[missing[0]]} did not report '{word}' within {START_S:g} s", EXIT_DIED)
+        return [self._children[n].heard[word] for n in names]
 
     def watch(self) -> None:
         """Until something ends: raises ChildEnded or StopAsked."""
         self._block.set("state", READY)
         while True:
-            for _child, (said, value) in self._messages(1.0):
-                info(f"unexpected message: {said} {value}")
+            self._listen(1.0)
             self._find_hung()
 
-    def _messages(self, timeout_s: float) -> list[tuple[Child, tuple[str, Any]]]:
-        """What children said within the time. Progress is logged here; a death or a signal raises."""
+    def _listen(self, timeout_s: float) -> None:
+        """Hear what children say within the time. Progress is logged; a death or a signal raises."""
         self._block.beat(monotonic_ns())
-        by_source: dict[Any, Child] = {c.pipe: c for c in self._children.values()} | {c.process.sentinel: c for c in self._children.values()}
-        messages: list[tuple[Child, tuple[str, Any]]] = []
+        sources: dict[Any, Child] = {c.pipe: c for c in self._children.values() if not c.pipe.closed}
+        sources |= {c.process.sentinel: c for c in self._children.values()}
         dead: list[Child] = []
-        for source in wait([*by_source, self._reader], timeout_s):
+        for source in wait([*sources, self._reader], timeout_s):
             if source is self._reader:
                 self._reader.recv(64)
             elif isinstance(source, int):
-                dead.append(by_source[source])
+                dead.append(sources[source])
             else:
-                messages += self._read(by_source[source])
+                self._hear(sources[source])
         if self._asked_to_stop:
             raise StopAsked
         for child in dead:
-            self._read(child)  # its last words, a Fatal perhaps, come first
+            self._hear(child)  # its last words, a Fatal perhaps, come first
             raise ChildEnded(f"{TITLES[child.name]} ended with {_how(child.process.exitcode)}", EXIT_DIED)
-        return messages
 
-    def _read(self, child: Child) -> list[tuple[Child, tuple[str, Any]]]:
-        messages: list[tuple[Child, tuple[str, Any]]] = []
+    def _hear(self, child: Child) -> None:
         try:
-            while child.pipe.poll():
+            while not child.pipe.closed and child.pipe.poll():
                 said, value = child.pipe.recv()
                 if said == "progress":
                     lifecycle(f"⏳ {TITLES[child.name]}: {value}")
                 elif said == "fatal":
                     raise ChildEnded(f"{TITLES[child.name]}: {value}", EXIT_FATAL)
                 else:
-                    messages.append((child, (said, value)))
+                    child.heard[said] = value
         except (EOFError, OSError):
-            return messages  # the pipe closes as a child ends: its sentinel says so
-        return messages
+            child.pipe.close()  # it closes as a child ends: the sentinel says so
 
     def _find_hung(self) -> None:
         now = monotonic_ns()
         for child in self._children.values():
             age = self._counters.age_s(child.name, now)
-            if child.ready and age > self._hung_s:
+            if "ready" in child.heard and age > self._hung_s:
                 raise ChildEnded(f"{TITLES[child.name]} has not beaten for {age:.1f} s (limit {self._hung_s:g} s)", EXIT_DIED)
 
     # stopping
@@ -191,7 +185,8 @@ class Supervisor:
                 continue
             if child.process.is_alive():
                 child.process.terminate()
-                child.process.join(max(0.2, (deadline - monotonic_ns()) / 1e9))
+                bound = BRAIN_STOP_S if name == "brain" else STOP_S
+                child.process.join(max(0.2, min(bound, (deadline - monotonic_ns()) / 1e9)))
             if child.process.is_alive():
                 warn(f"{TITLES[name]} did not stop in time and is killed")
                 child.process.kill()

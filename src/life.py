@@ -1,0 +1,115 @@
+"""A child's life, from its first line to its exit code: hide secrets, take a name, watch the parent, run the loop, beat once a second.
+
+Invariants: SIGTERM sets ``stop`` and nothing else; a child whose supervisor is gone ends by itself, even when its loop hangs; what it
+cannot go on without (Fatal) is said over the pipe before it exits with 2; any other end is a death, with 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import setproctitle
+
+from src.clock import monotonic_ns
+from src.config import Settings
+from src.counters import READY, STOPPING, Block, Counters
+from src.error_handler import Fatal, failure, hide, setup_logging
+
+try:
+    from uvloop import new_event_loop
+except ImportError:  # a platform without uvloop
+    from asyncio import new_event_loop
+
+BEAT_S = 1.0
+ORPHAN_S = 8.0
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(slots=True)
+class Life:
+    """What every child has: its pipe to the supervisor, its settings, its counters and its end."""
+
+    name: str
+    pipe: Connection
+    settings: Settings
+    counters: Counters
+    block: Block
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    failed: list[BaseException] = field(default_factory=list)
+
+    def progress(self, text: str) -> None:
+        self.pipe.send(("progress", text))
+
+    def ready(self, value: Any = None) -> None:
+        self.block.set("state", READY)
+        self.block.beat(monotonic_ns())
+        self.pipe.send(("ready", value))
+
+    def fail(self, error: BaseException) -> None:
+        """End this process with that error."""
+        self.failed.append(error)
+        self.stop.set()
+
+
+def live(name: str, pipe: Connection, settings: Settings, counters: Counters, main: Callable[[Life], Awaitable[None]]) -> None:
+    """Run ``main`` as this process until it returns or raises."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
+    setproctitle.setproctitle(f"aegis: {name}")
+    setup_logging(name, settings.log_level, settings.log_format)
+    hide((settings.binance_api_key, settings.binance_api_secret))
+    _watch_parent()
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            runner.run(_main(Life(name, pipe, settings, counters, counters.block(name)), main))
+    except Fatal as error:
+        pipe.send(("fatal", str(error)))
+        sys.exit(2)
+    except Exception as error:
+        failure(f"{name} ends", error)
+        sys.exit(1)
+
+
+async def _main(life: Life, main: Callable[[Life], Awaitable[None]]) -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, life.stop.set)
+    life.block.set("pid", os.getpid())
+    life.block.set("started_ns", monotonic_ns())
+    beat = asyncio.ensure_future(_beat(life))
+    try:
+        await main(life)
+    finally:
+        life.block.set("state", STOPPING)
+        beat.cancel()
+    if life.failed:
+        raise life.failed[0]
+
+
+async def _beat(life: Life) -> None:
+    """Once a second, from the loop itself: a loop that hangs does not beat."""
+    while True:
+        life.block.beat(monotonic_ns())
+        life.block.set("rss_bytes", int(Path("/proc/self/statm").read_text().split()[1]) * PAGE)
+        await asyncio.sleep(BEAT_S)
+
+
+def _watch_parent() -> None:
+    """A thread that waits on the parent's sentinel: without a supervisor this process stops, and does not hang doing so."""
+    parent = parent_process()
+    assert parent is not None, "only children watch a parent"
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(ORPHAN_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch-parent", daemon=True).start()

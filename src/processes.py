@@ -1,0 +1,101 @@
+"""What each process runs: the composition root, and the only place that picks a mode. Heavy imports stand inside the functions, since
+``spawn`` imports this module anew in every child, and each child shall hold only what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from src.clock import Clock, monotonic_ns
+from src.config import SIM_KEY, SIM_SECRET, Endpoints, Settings
+from src.counters import Counters
+from src.life import Life, live
+
+
+def credentials(settings: Settings) -> tuple[str, str]:
+    """The keys of the account that orders go to. The spawned local exchange has an account of its own."""
+    if settings.local_exchange and not settings.exchange_url:
+        return SIM_KEY, SIM_SECRET
+    if settings.local_exchange:
+        return settings.binance_api_key or SIM_KEY, settings.binance_api_secret or SIM_SECRET
+    return settings.binance_api_key, settings.binance_api_secret
+
+
+def exchange(name: str, pipe: Connection, settings: Settings, counters: Counters) -> None:
+    live(name, pipe, settings, counters, _exchange)
+
+
+async def _exchange(life: Life) -> None:
+    from src.exchange.options import Account, ExchangeOptions
+    from src.exchange.server import serve
+
+    s = life.settings
+    options = ExchangeOptions(
+        market=s.sim_market, symbols=s.symbols, seed=s.sim_seed, path=s.sim_data or None, speed=s.sim_speed, latency_ms=s.sim_latency_ms,
+        accounts=(Account(SIM_KEY, SIM_SECRET, s.sim_balance),), books_dir=str(Path(s.state_dir) / "exchange"))  # fmt: skip
+    await serve(options, life.ready, life.stop)
+
+
+def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: Any, urls: Endpoints, clock: Clock) -> None:
+    async def main(life: Life) -> None:
+        from src.conflate import warm_up
+        from src.feed import FeedOptions, run_feed
+
+        symbols = await _universe(life, urls, clock)
+        life.pipe.send(("table", symbols))
+        warm_up(_progress(life))
+        options = FeedOptions(urls.market, urls.public, urls.rest, clock, symbols, close_grace_ms=settings.close_grace_ms)
+        await run_feed(options, ring, life.counters, life.ready, life.stop)
+
+    live(name, pipe, settings, counters, main)
+
+
+async def _universe(life: Life, urls: Endpoints, clock: Clock) -> Any:
+    """The symbols of this run, in the order of their indices: by volume, or those that were asked for."""
+    from src.market_universe import select
+    from src.venue.governor import Governor
+    from src.venue.queries import symbol_rules, volumes_24h
+    from src.venue.rest import Rest
+
+    s = life.settings
+    rest = Rest(urls.rest, clock=clock, governor=Governor(clock.market_ms, speed=clock.speed))
+    try:
+        rules, _ = await symbol_rules(rest)
+        volumes = await volumes_24h(rest)
+    finally:
+        await rest.close()
+    return select(rules, volumes, size=s.universe_size, include=s.symbols, now_ms=clock.market_ms())
+
+
+def _progress(life: Life) -> Callable[[int, int, str], None]:
+    """Kernels are compiled at the first start: say so, but not for those that the cache answers at once."""
+    started = monotonic_ns()
+
+    def show(done: int, total: int, name: str) -> None:
+        if monotonic_ns() - started > 2e9:
+            life.progress(f"preparing kernels {done}/{total} ({name}); only the first start takes this long")
+
+    return show
+
+
+def brain(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: Any, urls: Endpoints, clock: Clock,
+          control: Connection) -> None:  # fmt: skip
+    async def main(life: Life) -> None:
+        from src.brain import run_brain
+
+        await run_brain(life, ring, urls, clock, control, credentials(settings), _progress(life))
+
+    live(name, pipe, settings, counters, main)
+
+
+def orchestrator(name: str, pipe: Connection, settings: Settings, counters: Counters, urls: Endpoints, clock: Clock,
+                 control: Connection) -> None:  # fmt: skip
+    async def main(life: Life) -> None:
+        from src.orchestrator import run_orchestrator
+
+        await run_orchestrator(life, urls, clock, control, credentials(settings))
+
+    live(name, pipe, settings, counters, main)
