@@ -192,11 +192,12 @@ class WsApi:
 
     # -- for the owner ---------------------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin to connect, and keep connected until ``close``. Needs a running loop."""
+    def start(self) -> asyncio.Task[None]:
+        """Begin to connect, and keep connected until ``close``. The task ends by itself only with an exception of a callback."""
         assert self._task is None, "started twice"
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._keep_connected(), name="ws-api")
+        return self._task
 
     async def close(self) -> None:
         """Disconnect; calls in flight end as if the connection had been lost."""
@@ -207,6 +208,7 @@ class WsApi:
             self._task = None
         for connection in list(self._open):
             assert connection.transport is not None
+            connection.transport.send_close(picows.WSCloseCode.OK)
             connection.transport.disconnect(graceful=False)
             await connection.lost.wait()
 
