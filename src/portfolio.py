@@ -43,6 +43,7 @@ ABSENT_NS = 10_000 * MS_NS
 LOOKUP_NS = 10_000 * MS_NS
 """An open position's stop is looked up on the venue this often."""
 EXIT_AGAIN_NS = 1_500 * MS_NS
+TWICE_NS = 3_000 * MS_NS
 GUARD_AGAIN_NS = {Role.STOP: 400 * MS_NS, Role.TARGET: 5_000 * MS_NS}
 """A refused guard is tried again after this; a stop only until the naked limit."""
 FEE_FALLBACK = Decimal("0.0005")
@@ -115,8 +116,10 @@ class Portfolio:
         signal, self._waiting = self._waiting, None
         return signal
 
-    def forget_waiting(self) -> None:
-        self._waiting = None
+    def forget_waiting(self, now_ns: int, age_ns: int) -> None:
+        """A rotation's signal that is too old by now waits no longer."""
+        if self._waiting is not None and now_ns - self._waiting.received_ns > age_ns:
+            self._waiting = None
 
     def open(self, approved: Approved, now_ns: int, now_ms: int) -> list[Action]:
         """Reserve the slot and send the entry, once."""
@@ -304,6 +307,26 @@ class Portfolio:
             slot.missing_ns = now_ns
         return []
 
+    def corrected(self, symbol: str, amount: Decimal, now_ns: int, now_ms: int) -> list[Action]:
+        """After its fills were fetched the venue still holds another amount. Said twice, 3 s apart, it is the authority."""
+        slot = self.slots.get(symbol)
+        if slot is None or slot.state is State.OPENING or amount == slot.qty * slot.side.sign:
+            return []
+        if slot.odd_ns == 0 or slot.odd_amount != amount:
+            slot.odd_ns, slot.odd_amount = now_ns, amount
+            return []
+        if now_ns - slot.odd_ns < TWICE_NS:
+            return []
+        slot.odd_ns = slot.missing_ns = 0
+        lost = slot.qty - max(ZERO, amount * slot.side.sign)
+        price = slot.entry_price
+        if lost > 0:
+            slot.left, slot.earned = slot.left + lost, slot.earned + lost * price
+        else:
+            slot.opened, slot.paid = slot.opened - lost, slot.paid - lost * price
+        note = self._changed(slot, Event.ADOPTED, f"corrected to the venue's {amount}")
+        return note + (self._flat(slot, "", now_ms) if slot.qty == 0 else [])
+
     # time
 
     def tick(self, now_ns: int, now_ms: int, *, contact: bool = True) -> list[Action]:
@@ -388,7 +411,7 @@ class Portfolio:
         return [SendGuard(slot.symbol, slot.side.opposite, role, price, order.client_id)]
 
     def _send_exit(self, slot: Slot, now_ns: int) -> list[Action]:
-        if slot.qty <= 0 or slot.exit is not None or now_ns - slot.exit_ns < EXIT_AGAIN_NS:
+        if slot.qty <= 0 or slot.exit is not None or (slot.exit_ns and now_ns - slot.exit_ns < EXIT_AGAIN_NS):
             return []
         slot.exit_ns = now_ns
         slot.exit = Order(self._next_id(Role.EXIT), Word.SENT, now_ns, qty=slot.qty)

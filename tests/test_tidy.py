@@ -13,13 +13,13 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LAYERS = (
     ("clock", "error_handler"),
     ("config", "models"),
-    ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "bars", "journal", "data", "venue"),
-    ("market_universe", "conflate", "indicators", "smc", "features", "setups", "market_state"),
+    ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "journal", "data", "venue"),
+    ("market_universe", "bars", "conflate", "indicators", "smc", "features", "setups", "market_state"),
     ("teacher", "student", "risk", "slots", "portfolio"),
     ("feed", "gateway", "trade", "recovery", "warm_history", "brain", "reconciliation", "system_monitor", "maintenance", "dashboard", "orchestrator"),
     ("processes", "supervisor", "main"),
 )
-ROOMS = {"exchange": {"clock", "error_handler", "config", "models", "data", "bars"}}
+ROOMS = {"exchange": {"clock", "error_handler", "config", "models", "data"}}
 BANNED_NAMES = ("utils", "helpers", "common", "base", "manager")
 BANNED_IMPORTS = {"time", "random", "secrets"}
 LINES_MAX, FUNCTION_MAX = 600, 70
