@@ -10,10 +10,11 @@ import pytest
 from src.models import AccountUpdate, AlgoUpdate, Fill, OrderStatus, OrderUpdate, PositionUpdate, Side
 from src.venue.user_events import EVENTS, ConfigUpdate, KeyExpired, MarginCall, UnknownEvent, decode_event
 
-ORDER = {"s": "BTCUSDT", "c": "aegis-x-1-e", "S": "SELL", "o": "MARKET", "f": "GTC", "q": "0.012", "p": "0", "ap": "91234.5", "sp": "0",
-         "x": "TRADE", "X": "PARTIALLY_FILLED", "i": 8389765999999999999, "l": "0.005", "z": "0.010", "L": "91234.50", "N": "USDT", "n": "0.22808625",
-         "T": 1796000000001, "t": 6001234567, "b": "0", "a": "0", "m": False, "R": True, "wt": "CONTRACT_PRICE", "ot": "MARKET",
-         "ps": "BOTH", "cp": False, "pP": False, "si": 0, "ss": 0, "rp": "-1.25000000", "V": "EXPIRE_MAKER", "pm": "NONE", "gtd": 0, "er": "0"}
+ORDER = {"s": "BTCUSDT", "c": "aegis-x-1-e", "S": "SELL", "o": "MARKET", "f": "GTC", "q": "0.012", "p": "0", "ap": "91234.5",
+         "x": "TRADE", "X": "PARTIALLY_FILLED", "i": 8389765999999999999, "l": "0.005", "z": "0.010", "L": "91234.50", "N": "USDT",
+         "n": "0.22808625", "T": 1796000000001, "t": 6001234567, "b": "0", "a": "0", "m": False, "R": True, "wt": "CONTRACT_PRICE",
+         "ot": "MARKET", "ps": "BOTH", "cp": False, "pP": False, "si": 0, "ss": 0, "sp": "0", "rp": "-1.25000000", "V": "EXPIRE_MAKER",
+         "pm": "NONE", "gtd": 0, "er": "0"}
 
 
 def frame(name: str, **body: Any) -> bytes:

@@ -254,7 +254,7 @@ class WsApi:
         assert loop is not None and connection.transport is not None
         self._next_id += 1
         number = self._next_id
-        body = {**params, "recvWindow": recv_window_ms, "timestamp": self._clock.market_ms() + self._offset_ms()}
+        body = {"recvWindow": recv_window_ms, **params, "timestamp": self._clock.market_ms() + self._offset_ms()}
         if not connection.logged_on:
             body["apiKey"] = self._credentials.key
             body["signature"] = self._credentials.sign_ws(body)
