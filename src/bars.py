@@ -1,0 +1,259 @@
+"""Candles of every symbol on three time frames: how they open, grow, close and fold into the frame above, live and from history.
+
+Invariants
+  * A bar closes once, with its indicators and structure, and is never changed afterwards.
+  * Open and close of a candle follow venue time and trade id, so the order of arrival changes nothing; volumes are whole steps.
+  * A candle without trades is flat at the close before it. What is known to be missing taints the setup bar, and that bar arms nothing.
+
+All arrays of the market are one ``Market``: kernels take it whole and index it [symbol] or [time frame, symbol].
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from src.features import BASE, CONTEXT, SETUP, SETUP_DTYPE
+from src.indicators import (
+    CLOSE,
+    HIGH,
+    INDICATOR_DTYPE,
+    LOW,
+    OPEN,
+    OPEN_MS,
+    TAKER_VOLUME,
+    TRADES,
+    VOLUME,
+    Floats,
+    Int,
+    Records,
+    Row,
+    advance_indicators,
+    kernel,
+)
+from src.ring_buffer import (
+    AT_CLOSE,
+    AT_FIRST_ID,
+    AT_HIGH,
+    AT_LAST_ID,
+    AT_LAST_TIME_MS,
+    AT_LOW,
+    AT_OPEN,
+    AT_TAKER_BUY_VOLUME,
+    AT_TIME_MS,
+    AT_TRADE_COUNT,
+    AT_VOLUME,
+)
+from src.smc import STRUCTURE_DTYPE, advance_structure
+
+NEVER_MS = np.int64(1) << 62
+SETUPS_MAX = 12
+"""Rows for setups of one symbol, armed and entered together."""
+
+SYMBOL_DTYPE = np.dtype([
+    ("alarm_low", "f8"), ("alarm_high", "f8"), ("alarm_ms", "i8"), ("last_price", "f8"), ("last_ms", "i8"), ("last_id", "i8"),
+    ("gapped", "i8"), ("tradable", "i8"), ("armable", "i8"), ("bid", "f8"), ("ask", "f8"), ("bid_qty", "f8"), ("ask_qty", "f8"),
+    ("quote_ms", "i8"), ("quote_ns", "i8"), ("mark", "f8"), ("index", "f8"), ("funding", "f8"), ("funding_ms", "i8"), ("mark_ms", "i8"),
+    ("setups", SETUP_DTYPE, (SETUPS_MAX,)),
+])
+"""``alarm_*``: no setup of the symbol changes while low > alarm_low, high < alarm_high and time < alarm_ms. ``armable``: the last setup
+bar may arm setups. Quantities in steps. 0 = not known yet."""
+
+OPEN_BAR_DTYPE = np.dtype([
+    ("open_ms", "i8"), ("end_ms", "i8"), ("open", "f8"), ("high", "f8"), ("low", "f8"), ("close", "f8"), ("volume", "f8"),
+    ("taker_volume", "f8"), ("trades", "i8"), ("first_ms", "i8"), ("last_ms", "i8"), ("first_id", "i8"), ("last_id", "i8"),
+    ("parts", "i8"), ("tainted", "i8"), ("partial", "i8"),
+])
+"""A bar that is still open. ``end_ms`` 0: nothing seen yet. ``parts``: fragments or candles in it. ``tainted``: something is missing, arms
+nothing. ``partial``: 1 while a base candle after ``seed`` may lack trades from before the ring began."""
+
+FRAME_DTYPE = np.dtype([
+    ("interval_ms", "i8"), ("rsi_period", "i8"), ("atr_period", "i8"), ("open_bar", OPEN_BAR_DTYPE), ("indicators", INDICATOR_DTYPE),
+    ("structure", STRUCTURE_DTYPE),
+])
+"""One time frame of one symbol. ``structure.bars`` counts its closed bars. The base frame has no indicators and no structure."""
+
+BATCH_FIELDS = ("consumed", "fired", "outcomes", "closed", "base_closed", "error", "oldest_ns", "newest_ns")
+TOTAL_FIELDS = (
+    "trades", "quotes", "marks", "times", "states", "late", "seam", "backfilled", "flat", "gaps", "healed", "unknown", "setup_bars",
+    "armed", "withdrawn", "crowded", "evicted", "fired_total", "missed", "expired", "targets", "stops", "timed_out",
+)
+TALLY_DTYPE = np.dtype([(name, "i8") for name in BATCH_FIELDS + TOTAL_FIELDS])
+"""BATCH_FIELDS speak of the last batch, TOTAL_FIELDS count since the start."""
+
+
+class Market(NamedTuple):
+    """All arrays, as kernels take them: ``symbols`` SYMBOL_DTYPE (n), ``frames`` FRAME_DTYPE (FRAMES, n), ``bars`` the closed bars
+    (FRAMES, n, history, 8); of the batch ``closed`` symbols (n), ``fired`` FIRED_DTYPE, ``outcomes`` OUTCOME_DTYPE, ``crossing``
+    CROSSING_DTYPE (1), a scratch; ``tally`` TALLY_DTYPE (1)."""
+
+    symbols: Records
+    frames: Records
+    bars: Floats
+    closed: npt.NDArray[np.int64]
+    fired: Records
+    outcomes: Records
+    crossing: Records
+    tally: Records
+
+
+@kernel
+def start_bar(frame: Row, time_ms: Int, price: float) -> None:
+    """An empty open bar around ``time_ms``, flat at ``price``."""
+    bar = frame.open_bar
+    bar.open_ms = time_ms - time_ms % frame.interval_ms
+    bar.end_ms = bar.open_ms + frame.interval_ms
+    bar.open = bar.high = bar.low = bar.close = price
+    bar.volume = bar.taker_volume = 0.0
+    bar.trades, bar.first_ms, bar.last_ms, bar.parts, bar.tainted, bar.partial = 0, 0, 0, 0, 0, 0
+
+
+@kernel
+def push_bar(frame: Row, bars: Floats) -> None:
+    """Copy the open bar to the history (history, 8), where ``structure.bars`` says."""
+    bar, out = frame.open_bar, bars[frame.structure.bars % len(bars)]
+    out[OPEN_MS], out[OPEN], out[HIGH], out[LOW], out[CLOSE] = bar.open_ms, bar.open, bar.high, bar.low, bar.close
+    out[VOLUME], out[TRADES], out[TAKER_VOLUME] = bar.volume, bar.trades, bar.taker_volume
+
+
+@kernel
+def fold_bar(frame: Row, above: Row) -> None:
+    """Add the open bar that is closing to the open bar one frame up."""
+    bar, upper = frame.open_bar, above.open_bar
+    if upper.end_ms == 0 or bar.open_ms >= upper.end_ms:
+        start_bar(above, bar.open_ms, bar.open)
+        upper.tainted = 1 if bar.open_ms > upper.open_ms else 0
+    if bar.open_ms < upper.open_ms:
+        return
+    if upper.parts == 0:
+        upper.open, upper.high, upper.low = bar.open, bar.high, bar.low
+    upper.high, upper.low, upper.close = max(upper.high, bar.high), min(upper.low, bar.low), bar.close
+    upper.volume += bar.volume
+    upper.taker_volume += bar.taker_volume
+    upper.trades += bar.trades
+    upper.parts += 1
+    upper.tainted |= bar.tainted
+
+
+@kernel
+def finish_bar(frame: Row, bars: Floats) -> None:
+    """Close the open bar of the setup or context frame: history, indicators, structure, and an empty bar after it."""
+    bar, s, now = frame.open_bar, frame.structure, frame.indicators
+    push_bar(frame, bars)
+    advance_indicators(now, bars[s.bars % len(bars)], frame.rsi_period, frame.atr_period)
+    s.atr, s.volume_mean = now.atr, now.volume_mean
+    advance_structure(s, bars, bar.end_ms)
+    start_bar(frame, bar.end_ms, bar.close)
+
+
+@kernel
+def finish_base(frame: Row, bars: Floats) -> None:
+    """Close the open base candle: history, and an empty candle after it."""
+    bar = frame.open_bar
+    push_bar(frame, bars)
+    frame.structure.bars += 1
+    start_bar(frame, bar.end_ms, bar.close)
+
+
+@kernel
+def close_candle(m: Market, i: Int) -> bool:
+    """Close the open base candle of symbol ``i`` and whatever ends with it. True: a setup bar closed."""
+    base, setup, context, row = m.frames[BASE, i], m.frames[SETUP, i], m.frames[CONTEXT, i], m.symbols[i]
+    if base.open_bar.parts == 0:
+        m.tally[0].flat += 1
+    base.open_bar.tainted |= row.gapped
+    m.tally[0].base_closed += 1
+    fold_bar(base, setup)
+    closed = bool(base.open_bar.end_ms >= setup.open_bar.end_ms)
+    finish_base(base, m.bars[BASE, i])
+    if closed:
+        row.armable = 1 - setup.open_bar.tainted
+        close_setup_bar(setup, context, m.bars[SETUP, i], m.bars[CONTEXT, i])
+        m.tally[0].setup_bars += 1
+    return closed
+
+
+@kernel
+def close_setup_bar(setup: Row, context: Row, setup_bars: Floats, context_bars: Floats) -> None:
+    """Close the open setup bar, and the context bar where that ends with it."""
+    fold_bar(setup, context)
+    finish_bar(setup, setup_bars)
+    if setup.open_bar.open_ms >= context.open_bar.end_ms:
+        finish_bar(context, context_bars)
+
+
+@kernel
+def close_until(m: Market, i: Int, time_ms: Int) -> bool:
+    """Close candles of symbol ``i`` that end at or before ``time_ms``, up to the first setup bar. True: stopped there, arm first."""
+    bar = m.frames[BASE, i].open_bar
+    while bar.end_ms <= time_ms:
+        if close_candle(m, i):
+            m.closed[m.tally[0].closed] = i
+            m.tally[0].closed += 1
+            return True
+    return False
+
+
+@kernel
+def merge_trade(bar: Row, floats: Floats, ids: Any, at: Int) -> None:
+    """Add a fragment to the open candle. Open and close follow venue time, then trade id, so arrival order does not matter."""
+    first_ms, last_ms = np.int64(floats[at + AT_TIME_MS]), np.int64(floats[at + AT_LAST_TIME_MS])
+    first_id, last_id = np.int64(ids[at + AT_FIRST_ID]), np.int64(ids[at + AT_LAST_ID])
+    high, low = floats[at + AT_HIGH], floats[at + AT_LOW]
+    if bar.parts == 0 or first_ms < bar.first_ms or (first_ms == bar.first_ms and first_id < bar.first_id):
+        bar.open, bar.first_ms, bar.first_id = floats[at + AT_OPEN], first_ms, first_id
+    if bar.parts == 0 or last_ms > bar.last_ms or (last_ms == bar.last_ms and last_id >= bar.last_id):
+        bar.close, bar.last_ms, bar.last_id = floats[at + AT_CLOSE], last_ms, last_id
+    bar.high = high if bar.parts == 0 else max(bar.high, high)
+    bar.low = low if bar.parts == 0 else min(bar.low, low)
+    bar.volume += floats[at + AT_VOLUME]
+    bar.taker_volume += floats[at + AT_TAKER_BUY_VOLUME]
+    bar.trades += np.int64(ids[at + AT_TRADE_COUNT])
+    bar.parts += 1
+
+
+@kernel
+def load_bar(frame: Row, bar: Floats) -> None:
+    """Make a bar of history the open one."""
+    start_bar(frame, np.int64(bar[OPEN_MS]), bar[OPEN])
+    out = frame.open_bar
+    out.high, out.low, out.close, out.volume, out.taker_volume = bar[HIGH], bar[LOW], bar[CLOSE], bar[VOLUME], bar[TAKER_VOLUME]
+    out.trades, out.parts = np.int64(bar[TRADES]), 1
+
+
+@kernel
+def replay_history(m: Market, i: Int, context_klines: Floats, setup_klines: Floats) -> None:
+    """Closed bars of an empty symbol, oldest first. Setup bars go on into the context bar that is still open."""
+    setup, context = m.frames[SETUP, i], m.frames[CONTEXT, i]
+    for k in range(len(context_klines)):
+        load_bar(context, context_klines[k])
+        finish_bar(context, m.bars[CONTEXT, i])
+    for k in range(len(setup_klines)):
+        load_bar(setup, setup_klines[k])
+        close_setup_bar(setup, context, m.bars[SETUP, i], m.bars[CONTEXT, i])
+
+
+@kernel
+def replay_base(m: Market, i: Int, klines: Floats, from_ms: Int, edge_ms: Int) -> None:
+    """Closed base candles, oldest first, up to ``edge_ms``; those before ``from_ms`` are already in setup bars. What is missing is flat,
+    and taints."""
+    base = m.frames[BASE, i]
+    bar = base.open_bar
+    if len(klines) == 0 or np.int64(klines[0, OPEN_MS]) > from_ms:
+        m.frames[SETUP, i].open_bar.tainted = 1
+    for k in range(len(klines) + 1):
+        open_ms = np.int64(klines[k, OPEN_MS]) if k < len(klines) else edge_ms
+        while 0 < bar.end_ms <= open_ms:
+            bar.tainted = 1
+            if bar.open_ms < from_ms:
+                start_bar(base, bar.end_ms, bar.close)
+            else:
+                close_candle(m, i)
+        if k < len(klines):
+            load_bar(base, klines[k])
+            if open_ms >= from_ms:
+                close_candle(m, i)
+            else:
+                finish_base(base, m.bars[BASE, i])
