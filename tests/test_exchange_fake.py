@@ -47,7 +47,20 @@ class FakeMarket:
     def _all(self) -> NDArray[Any]:
         if self._array is None:
             rows = np.zeros(len(self._rows), TRADE_DTYPE)
-            names = ("time_ms", "symbol", "price", "qty", "buyer_is_maker", "agg_id", "first_id", "last_id", "bid", "ask", "bid_qty", "ask_qty")
+            names = (
+                "time_ms",
+                "symbol",
+                "price",
+                "qty",
+                "buyer_is_maker",
+                "agg_id",
+                "first_id",
+                "last_id",
+                "bid",
+                "ask",
+                "bid_qty",
+                "ask_qty",
+            )
             for name, column in zip(names, zip(*self._rows, strict=True), strict=True):
                 rows[name] = column
             self._array = rows[np.argsort(rows["time_ms"], kind="stable")]

@@ -182,5 +182,3 @@ class AlgoService:
         for mine in self._state.open_algos:
             for algo in [a for a in mine.values() if a.gtd_ms and a.gtd_ms <= self._state.now_ms and a.status is AlgoStatus.NEW]:
                 self._execution.end_algo(algo, AlgoEvent.EXPIRE)
-
-

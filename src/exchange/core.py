@@ -21,6 +21,7 @@ from src.exchange.errors import ApiError
 from src.exchange.execution import Execution
 from src.exchange.jumps import JumpingMarket
 from src.exchange.options import ExchangeOptions
+from src.exchange.orders import q8
 from src.exchange.placing import Placing
 from src.exchange.quotes import PRINT_FIELDS, Print
 from src.exchange.settlement import Settlement
@@ -68,11 +69,16 @@ class Core:
 
     def open_accounts(self) -> None:
         """First start: the deposits."""
-        for account, given in zip(self.state.accounts, self.options.accounts, strict=True):
-            account.wallet.book("deposits", given.balance)
-            if given.balance:
-                self.state.keep_income(account.index, "TRANSFER", given.balance, info="DEPOSIT")
-            self.state.touch(account)
+        for index in range(len(self.state.accounts)):
+            self.open_account(index)
+
+    def open_account(self, index: int) -> None:
+        """The first deposit of one account."""
+        account, given = self.state.accounts[index], self.options.accounts[index]
+        account.wallet.book("deposits", q8(given.balance))
+        if given.balance:
+            self.state.keep_income(index, "TRANSFER", q8(given.balance), info="DEPOSIT")
+        self.state.touch(account)
 
     def look_back(self) -> None:
         """Learn the last price of every symbol before the present."""
@@ -189,7 +195,8 @@ class Core:
         name = [s.symbol for s in state.specs]
         return {
             "wallet": format(wallet.balance, "f"), "deposits": format(wallet.deposits, "f"), "realised": format(wallet.realised, "f"),
-            "commission": format(wallet.commission, "f"), "funding": format(wallet.funding, "f"), "insurance": format(wallet.insurance, "f"),
+            "commission": format(wallet.commission, "f"), "funding": format(wallet.funding, "f"),
+            "insurance": format(wallet.insurance, "f"),
             "hedge": account.hedge,
             "positions": {
                 f"{name[p.symbol]}:{p.side}": {"qty": format(p.qty, "f"), "cost": format(p.cost, "f"), "entry": format(p.entry, "f"),
@@ -216,5 +223,3 @@ class Core:
                 for a in state.algos.values() if a.account == index
             ],
         }  # fmt: skip
-
-

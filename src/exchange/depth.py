@@ -35,7 +35,7 @@ def levels(top: Top, direction: int, count: int = LEVELS) -> Iterator[tuple[int,
 
 
 def walk(top: Top, direction: int, taken: int, want: int, limit: int | None) -> list[tuple[int, int]]:
-    """What an order of ``want`` steps gets: ``(ticks, steps)`` pieces. ``taken`` is gone from the front; ``limit`` is the worst price in ticks."""
+    """What an order of ``want`` steps gets: ``(ticks, steps)`` pieces. ``taken`` is gone from the front; ``limit`` is the worst price."""
     pieces: list[tuple[int, int]] = []
     for ticks, steps in levels(top, direction):
         if limit is not None and (ticks - limit) * direction > 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -124,7 +124,7 @@ def price_match_of(params: Params, limit: bool) -> str:
     return match
 
 
-def parse_order(params: Params, specs: Mapping[str, int], spec_list: tuple[SymbolSpec, ...], *, hedge: bool, now_ms: int) -> OrderEntry:
+def parse_order(params: Params, specs: Mapping[str, int], spec_list: Sequence[SymbolSpec], *, hedge: bool, now_ms: int) -> OrderEntry:
     """A LIMIT or MARKET order request, or the refusal."""
     symbol = symbol_of(params, specs)
     spec = spec_list[symbol]
@@ -179,7 +179,7 @@ def check_mode(position_side: PositionSide, hedge: bool, reduce_only: bool | Non
         raise ApiError(-1106, "reduceonly")
 
 
-def parse_algo(params: Params, specs: Mapping[str, int], spec_list: tuple[SymbolSpec, ...], *, hedge: bool, now_ms: int) -> AlgoEntry:
+def parse_algo(params: Params, specs: Mapping[str, int], spec_list: Sequence[SymbolSpec], *, hedge: bool, now_ms: int) -> AlgoEntry:
     """A conditional order request, or the refusal."""
     if params.need("algoType") != "CONDITIONAL":
         raise ApiError(-1130, "algoType")
@@ -257,7 +257,7 @@ def _trigger_of(params: Params, kind: str, spec: SymbolSpec) -> tuple[Decimal, D
     return ZERO, activate or ZERO, callback
 
 
-def parse_modify(params: Params, specs: Mapping[str, int], spec_list: tuple[SymbolSpec, ...]) -> ModifyEntry:
+def parse_modify(params: Params, specs: Mapping[str, int], spec_list: Sequence[SymbolSpec]) -> ModifyEntry:
     """A request to modify a resting order, or the refusal."""
     symbol = symbol_of(params, specs)
     side = side_of(params)

@@ -1,7 +1,7 @@
 """Orders, algo orders, fills, income rows, and the tables of the two order lives.
 
 Invariants: a status changes only through :func:`step` and :func:`algo_step`, which refuse what the tables do not name; ``executed`` never
-exceeds ``qty``; ``quote`` is the sum of price times quantity over the order's fills. Everything here is plain data that the books can write.
+exceeds ``qty``; ``quote`` is the sum of price times quantity over the order's fills. All of it is plain data that the books can write.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ ALGO_LIFE: dict[tuple[AlgoStatus, AlgoEvent], AlgoStatus] = {
 ALGO_OPEN = frozenset({AlgoStatus.NEW, AlgoStatus.TRIGGERING})
 
 
-class Order(msgspec.Struct, kw_only=True):
+class Order(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One order of the matching engine. ``symbol`` is an index; ``queue_steps`` is the size in front of it at its price."""
 
     id: int
@@ -149,7 +149,7 @@ class Order(msgspec.Struct, kw_only=True):
         return self.status in OPEN
 
 
-class AlgoOrder(msgspec.Struct, kw_only=True):
+class AlgoOrder(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One conditional order of the algo service. ``best_ticks``: the trailing extreme since activation."""
 
     id: int

@@ -125,7 +125,9 @@ class Placing:
             low, high = band(spec, quotes.mark(symbol))
             limit = int((high if side is Side.BUY else low) / spec.tick)
         top, direction, taken = (
-            (quotes.asks(symbol), 1, int(quotes.taken_ask[symbol])) if side is Side.BUY else (quotes.bids(symbol), -1, int(quotes.taken_bid[symbol]))
+            (quotes.asks(symbol), 1, int(quotes.taken_ask[symbol]))
+            if side is Side.BUY
+            else (quotes.bids(symbol), -1, int(quotes.taken_bid[symbol]))
         )
         return depth.walk(top, direction, taken, int(qty / spec.step), limit)
 
@@ -214,7 +216,9 @@ class Placing:
         if without is not None:
             bid, ask = order_notionals([o for o in now if o is not without], position_side, mark)
         new = price * qty
-        after = exposure(account, spec, held, mark=mark, bid=bid + (new if side is Side.BUY else 0), ask=ask + (new if side is Side.SELL else 0))
+        after = exposure(
+            account, spec, held, mark=mark, bid=bid + (new if side is Side.BUY else 0), ask=ask + (new if side is Side.SELL else 0)
+        )
         need = after.initial - before.initial
         if need <= 0:
             return
@@ -261,7 +265,9 @@ class Placing:
         if order.modified >= MODIFY_MAX:
             raise ApiError(-5026)
         spec, mark = self._state.specs[order.symbol], self._state.quotes.mark(order.symbol)
-        probe = OrderEntry(entry.symbol, entry.side, "LIMIT", order.position_side, order.tif, entry.qty, entry.price, price_match=entry.price_match)
+        probe = OrderEntry(
+            entry.symbol, entry.side, "LIMIT", order.position_side, order.tif, entry.qty, entry.price, price_match=entry.price_match
+        )
         price = self._matched_price(probe)
         if price == order.price and entry.qty == order.qty:
             raise ApiError(-5027)
@@ -270,7 +276,9 @@ class Placing:
             return order
         if not order.reduce_only and not self._closes(probe):
             check_notional(spec, price, entry.qty)
-            self._check_margin(account, order.symbol, order.side, order.position_side, price=price, qty=entry.qty - order.executed, without=order)
+            self._check_margin(
+                account, order.symbol, order.side, order.position_side, price=price, qty=entry.qty - order.executed, without=order
+            )
         check_percent_price(spec, buy=order.side is Side.BUY, price=price, mark=mark)
         ticks = int(price / spec.tick)
         if order.tif == "GTX" and self._crosses(order.symbol, order.side, ticks):

@@ -129,7 +129,8 @@ class Settlement:
         side, qty = closing_side(position), abs(position.qty)
         price = max(spec.tick, state.quotes.mark(position.symbol) // spec.tick * spec.tick)
         order = Order(
-            id=state.ids.next("order"), account=account.index, symbol=position.symbol, client_id=f"autoclose-{state.now_ms}{position.symbol:03d}",
+            id=state.ids.next("order"), account=account.index, symbol=position.symbol,
+            client_id=f"autoclose-{state.now_ms}{position.symbol:03d}",
             side=side, type="LIQUIDATION", position_side=position.side, tif="IOC", price=price, qty=qty, ticks=int(price / spec.tick),
             created_ms=state.now_ms, updated_ms=state.now_ms, orig_type="LIMIT", stp="NONE",
         )  # fmt: skip

@@ -1,0 +1,115 @@
+"""Candles in the venue's intervals, out of the market's (which end at one day), and the rolling 24 hours."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.exchange.digits import Wording
+from src.exchange.jumps import JumpingMarket
+
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+DAY_MS = 24 * HOUR_MS
+MONDAY_MS = 4 * DAY_MS  # the first Monday after the epoch
+
+INTERVALS: dict[str, int] = {
+    "1m": MINUTE_MS, "3m": 3 * MINUTE_MS, "5m": 5 * MINUTE_MS, "15m": 15 * MINUTE_MS, "30m": 30 * MINUTE_MS, "1h": HOUR_MS,
+    "2h": 2 * HOUR_MS, "4h": 4 * HOUR_MS, "6h": 6 * HOUR_MS, "8h": 8 * HOUR_MS, "12h": 12 * HOUR_MS, "1d": DAY_MS, "3d": 3 * DAY_MS,
+    "1w": 7 * DAY_MS, "1M": 31 * DAY_MS,
+}  # fmt: skip
+"""Lengths; 1M stands for a calendar month and is at most this long."""
+
+
+def open_of(interval: str, at_ms: int) -> int:
+    """When the candle that contains a moment opens."""
+    if interval == "1M":
+        day = datetime.fromtimestamp(at_ms / 1000, UTC)
+        return int(datetime(day.year, day.month, 1, tzinfo=UTC).timestamp() * 1000)
+    if interval == "1w":
+        return (at_ms - MONDAY_MS) // (7 * DAY_MS) * 7 * DAY_MS + MONDAY_MS
+    length = length_of(interval)
+    return at_ms // length * length
+
+
+def length_of(interval: str) -> int:
+    return 1000 if interval == "1s" else INTERVALS[interval]
+
+
+def close_of(interval: str, open_ms: int) -> int:
+    """The last millisecond of the candle."""
+    if interval == "1M":
+        return open_of("1M", open_ms + 32 * DAY_MS) - 1
+    return open_ms + length_of(interval) - 1
+
+
+def candles(market: JumpingMarket, symbol: int, interval: str, *, from_ms: int, to_ms: int, now_ms: int) -> NDArray[np.void]:
+    """Candles with ``from_ms <= open <= to_ms``, made of trades before now."""
+    length = length_of(interval)
+    if length <= DAY_MS:
+        return market.klines(symbol, length, from_ms, to_ms, now_ms)
+    days = market.klines(symbol, DAY_MS, open_of(interval, from_ms), min(to_ms + length, now_ms), now_ms)
+    groups: dict[int, list[Any]] = {}
+    for day in days:
+        groups.setdefault(open_of(interval, int(day["open_ms"])), []).append(day)
+    merged = [_merge(open_ms, np.array(rows, days.dtype)) for open_ms, rows in groups.items() if from_ms <= open_ms <= to_ms]
+    return np.array(merged, days.dtype)
+
+
+def _merge(open_ms: int, rows: NDArray[np.void]) -> tuple[Any, ...]:
+    sums = (rows[name].sum() for name in ("volume", "taker_volume", "trades", "quote_volume", "taker_quote_volume"))
+    return (open_ms, rows["open"][0], rows["high"].max(), rows["low"].min(), rows["close"][-1], *sums)
+
+
+def rest_rows(words: Wording, symbol: int, interval: str, rows: NDArray[np.void]) -> list[list[Any]]:
+    """Twelve elements a candle, as REST answers them."""
+    price, qty = words.price[symbol], words.qty[symbol]
+    return [
+        [
+            o,
+            price(op),
+            price(hi),
+            price(lo),
+            price(cl),
+            qty(vol),
+            close_of(interval, o),
+            f"{quote:.8f}",
+            n,
+            qty(taker),
+            f"{taker_quote:.8f}",
+            "0",
+        ]
+        for o, op, hi, lo, cl, vol, taker, n, quote, taker_quote in rows.tolist()
+    ]
+
+
+class Day(NamedTuple):
+    """A rolling day in ticks, steps and quote."""
+
+    open_ms: int
+    open: int
+    high: int
+    low: int
+    last: int
+    volume: int
+    quote: float
+    trades: int
+    first_id: int
+    last_id: int
+
+
+def rolling_day(market: JumpingMarket, symbol: int, now_ms: int) -> Day | None:
+    """The last 24 hours, to 5 minutes; None before the first trade."""
+    start = (now_ms - DAY_MS) // (5 * MINUTE_MS) * 5 * MINUTE_MS + 5 * MINUTE_MS
+    rows = market.klines(symbol, 5 * MINUTE_MS, start, now_ms, now_ms)
+    if not len(rows):
+        return None
+    last = market.agg_trades(symbol, to_ms=now_ms, limit=1)
+    last_id = int(last["last_id"][-1]) if len(last) else 0
+    count = int(rows["trades"].sum())
+    return Day(start, int(rows["open"][0]), int(rows["high"].max()), int(rows["low"].min()), int(rows["close"][-1]),
+               int(rows["volume"].sum()),
+               float(rows["quote_volume"].sum()), count, last_id - count + 1, last_id)  # fmt: skip

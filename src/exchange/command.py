@@ -1,0 +1,123 @@
+"""``python -m src.main exchange``: the local exchange by itself, for tests and for clients that we did not write."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
+
+try:
+    import uvloop
+except ImportError:
+    uvloop = None  # type: ignore[assignment]
+
+from src.clock import SPEED_MAX
+from src.error_handler import AegisError, failure, setup_logging
+from src.exchange.market import KINDS
+from src.exchange.options import DEFAULT_ACCOUNT, Account, ExchangeOptions
+from src.exchange.server import Ready, serve
+
+
+class _Parser(argparse.ArgumentParser):
+    """One clear line for a wrong option, and exit code 2."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"exchange: {message}\n")
+
+
+def _account(text: str) -> Account:
+    """``KEY:SECRET:BALANCE``; the secret may hold colons."""
+    key, _, rest = text.partition(":")
+    secret, _, balance = rest.rpartition(":")
+    try:
+        amount = Decimal(balance)
+    except InvalidOperation:
+        amount = Decimal(-1)
+    if not key or not secret or not amount.is_finite() or amount < 0:
+        raise argparse.ArgumentTypeError(f"{key or text!r} is not KEY:SECRET:BALANCE")
+    return Account(key, secret, amount)
+
+
+def _speed(text: str) -> float:
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed <= SPEED_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a speed above 0 and at most {SPEED_MAX:g}")
+    return speed
+
+
+def _whole(least: int, most: int) -> type[int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse  # type: ignore[return-value]
+
+
+def options_of(argv: list[str]) -> ExchangeOptions:
+    """Options from the command line; a wrong one ends the process with code 2."""
+    parser = _Parser(prog="exchange", description="A local Binance USDⓈ-M venue on loopback.")
+    parser.add_argument("--port", type=_whole(0, 65535), default=8900, help="0 takes a free one (default 8900)")
+    parser.add_argument("--market", choices=KINDS, default="synthetic")
+    parser.add_argument("--seed", type=_whole(0, 2**63), default=1)
+    parser.add_argument("--symbols", default="", help="BTCUSDT,ETHUSDT; the market's own choice when left out")
+    parser.add_argument(
+        "--account", type=_account, action="append", help="KEY:SECRET:BALANCE, once for each account; SECRET may be ed25519=PEM"
+    )
+    parser.add_argument("--speed", type=_speed, default=1.0)
+    parser.add_argument("--latency-ms", type=_whole(0, 60_000), default=20)
+    parser.add_argument("--books", help="directory in which to keep the books and find them again")
+    parser.add_argument("--path", help="the recording, for --market replay")
+    parser.add_argument("--control", action="store_true", help="open /control for tests")
+    given = parser.parse_args(argv)
+    if given.market == "replay" and not given.path:
+        parser.error("--market replay needs --path")
+    accounts = tuple(given.account or (DEFAULT_ACCOUNT,))
+    if len({a.key for a in accounts}) != len(accounts):
+        parser.error("two accounts have the same key")
+    return ExchangeOptions(
+        port=given.port, market=given.market, symbols=tuple(s for s in given.symbols.upper().split(",") if s), seed=given.seed,
+        path=given.path, speed=given.speed, latency_ms=given.latency_ms, accounts=accounts, books_dir=given.books, control=given.control,
+    )  # fmt: skip
+
+
+async def _run(options: ExchangeOptions) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def on_ready(ready: Ready) -> None:
+        print(ready.as_json(), flush=True)
+
+    await serve(options, on_ready, stop)
+
+
+def main(argv: list[str]) -> int:
+    """Run until SIGTERM or SIGINT. Returns 0, 1 when it could not go on, 2 for wrong options."""
+    try:
+        options = options_of(argv)
+    except SystemExit as wrong:
+        return int(wrong.code or 0)
+    setup_logging("exchange")
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_run(options))
+    except AegisError as error:
+        failure("the local exchange", error)
+        return 1
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    return uvloop.new_event_loop if uvloop is not None else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

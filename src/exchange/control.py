@@ -1,0 +1,66 @@
+"""The control door: exists only when asked for, and only for tests. Price jumps, dropped and muted streams, latency, the books."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from src.exchange.streams import MARKET, PRIVATE, PUBLIC, Streams
+from src.exchange.venue import Venue
+
+PREFIX = "/control/"
+
+
+class Control:
+    """Answers requests under /control. A body that makes no sense is answered 400 with the reason."""
+
+    def __init__(self, venue: Venue, streams: Streams) -> None:
+        self._venue = venue
+        self._streams = streams
+
+    async def handle(self, request: web.Request) -> web.Response:
+        action = request.path.removeprefix(PREFIX)
+        try:
+            body = msgspec.json.decode(await request.read() or b"{}", type=dict[str, Any])
+            value = self._act(request.method, action, body)
+        except (msgspec.DecodeError, KeyError, ValueError, InvalidOperation) as error:
+            return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
+        return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+
+    def _act(self, method: str, action: str, body: dict[str, Any]) -> Any:
+        match method, action:
+            case "GET", "books":
+                self._venue.step()
+                return self._venue.core.books()
+            case "POST", "price":
+                return self._price(str(body["symbol"]), Decimal(str(body["price"])))
+            case "POST", "drop_streams":
+                return {"dropped": self._streams.cut_all()}
+            case "POST", "mute":
+                return self._mute(str(body["route"]), bool(body["on"]))
+            case "POST", "latency":
+                self._venue.latency_ms = max(0, int(body["latency_ms"]))
+                return {"latency_ms": self._venue.latency_ms}
+            case "POST", "expire_listen_keys":
+                self._venue.listen_keys.age()
+                self._streams.expire_keys()
+                return {}
+        raise KeyError(f"{method} {action}")
+
+    def _price(self, symbol: str, price: Decimal) -> dict[str, Any]:
+        state = self._venue.state
+        index = state.index[symbol]
+        ticks = int(price / state.specs[index].tick)
+        if ticks < 2:
+            raise ValueError("the price is too low")
+        self._venue.at_once(lambda: self._venue.core.jump(index, ticks - int(state.quotes.last[index])))
+        return {"symbol": symbol, "price": format(state.quotes.last_price(index), "f")}
+
+    def _mute(self, route: str, on: bool) -> dict[str, Any]:
+        if route not in (MARKET, PUBLIC, PRIVATE):
+            raise ValueError(f"no route {route!r}")
+        (self._streams.muted.add if on else self._streams.muted.discard)(route)
+        return {"muted": sorted(self._streams.muted)}

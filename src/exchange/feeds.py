@@ -1,0 +1,333 @@
+"""Market streams: batches of trades become frames for whoever has subscribed.
+
+The two busy streams (aggTrade, bookTicker) are written straight from the batch's columns, one formatted payload an event. What is paced
+(candles, marks, tickers, books) follows the market's seconds, but is never built more often than ``WALL_PACE_NS`` of wall time allows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from src.clock import monotonic_ns
+from src.exchange import depth
+from src.exchange.candles import INTERVALS, candles, close_of, length_of, open_of, rolling_day
+from src.exchange.events import money
+from src.exchange.quotes import funding_rate, next_funding_ms
+from src.exchange.state import UserEvent
+from src.exchange.streams import MARKET, PUBLIC, Channel, Streams
+from src.exchange.venue import Venue
+
+WALL_PACE_NS = 100_000_000
+_SYMBOL_STREAM = re.compile(r"([^@!]+)@([A-Za-z]+?)(5|10|20)?(?:_(\w+))?(?:@(\w+))?")
+_AGG = ["time_ms", "price", "qty", "buyer_is_maker", "agg_id", "first_id", "last_id"]
+_BOOK = ["time_ms", "bid", "bid_qty", "ask", "ask_qty", "agg_id"]
+
+
+class Feeds:
+    """The audience of a :class:`Venue`: turns its market and user events into frames."""
+
+    def __init__(self, venue: Venue, streams: Streams) -> None:
+        self._venue = venue
+        self._streams = streams
+        self._state = venue.state
+        self._lower = {s.symbol.lower(): i for i, s in enumerate(self._state.specs)}
+        self._seen = -1
+        self._agg: dict[int, Channel] = {}
+        self._book: dict[int, Channel] = {}
+        self._paced: list[_Paced] = []
+        self._klines: list[_Kline] = []
+        self._tops: dict[int, tuple[int, ...]] = {}
+        self._touched: set[int] = set()
+
+    # ------------------------------------------------------------------ audience
+
+    def users(self, events: list[UserEvent]) -> None:
+        self._streams.publish_users(events)
+
+    def flush(self) -> None:
+        self._streams.flush()
+
+    def market(self, trades: NDArray[np.void]) -> None:
+        if self._seen != self._streams.changed:
+            self._index()
+        if not self._streams.channels:
+            return
+        if len(trades):
+            self._trades(trades)
+        now, wall = self._state.now_ms, monotonic_ns()
+        muted = self._streams.muted
+        for paced in self._paced:
+            if paced.route not in muted and paced.due(now, wall):
+                paced.build(paced, now)
+        for kline in self._klines:
+            if MARKET not in muted:
+                self._kline(kline, now, wall)
+
+    # ------------------------------------------------------------------ what is subscribed
+
+    def _index(self) -> None:
+        """Sort the channels by what feeds them."""
+        self._seen = self._streams.changed
+        before = {k.channel.name: k for k in self._klines}
+        known = {p.channel.name: p for p in self._paced}
+        self._agg, self._book, self._paced, self._klines = {}, {}, [], []
+        for name, channel in self._streams.channels.items():
+            if name in before and before[name].channel is channel:
+                self._klines.append(before[name])
+            elif name in known and known[name].channel is channel:
+                self._paced.append(known[name])
+            else:
+                self._add(name, channel)
+
+    def _add(self, name: str, channel: Channel) -> None:
+        every = {
+            "!markPrice@arr": (3000, self._all_marks), "!markPrice@arr@1s": (1000, self._all_marks),
+            "!miniTicker@arr": (1000, self._all_tickers),
+            "!ticker@arr": (1000, self._all_tickers),
+        }.get(name)  # fmt: skip
+        if every is not None:
+            self._paced.append(_Paced(channel, MARKET, every[0], every[1]))
+            return
+        match = _SYMBOL_STREAM.fullmatch(name)
+        if match is None:
+            return
+        subject, kind, levels, interval, suffix = match.groups()
+        if kind == "continuousKline" or (interval and "_perpetual@continuousKline_" in name):
+            self._add_continuous(name, channel)
+            return
+        symbol = self._lower.get(subject)
+        if symbol is None:
+            return
+        if kind == "aggTrade" and not suffix and not interval:
+            self._agg[symbol] = channel
+        elif kind == "bookTicker" and not suffix and not interval:
+            self._book[symbol] = channel
+        elif kind == "markPrice" and suffix in (None, "1s"):
+            self._paced.append(_Paced(channel, MARKET, 1000 if suffix else 3000, self._one_mark, symbol))
+        elif kind in ("miniTicker", "ticker"):
+            self._paced.append(_Paced(channel, MARKET, 2000, self._one_ticker, symbol))
+        elif kind == "kline" and interval in INTERVALS:
+            self._klines.append(_Kline(channel, symbol, interval, self._state.now_ms, continuous=False))
+        elif kind == "depth":
+            period = int(suffix.removesuffix("ms")) if suffix else 250
+            build = self._partial_depth if levels else self._diff_depth
+            self._paced.append(_Paced(channel, PUBLIC, period, build, symbol, int(levels or 20)))
+
+    def _add_continuous(self, name: str, channel: Channel) -> None:
+        pair, _, interval = name.partition("_perpetual@continuousKline_")
+        if pair in self._lower and (interval in INTERVALS or interval == "1s"):
+            self._klines.append(_Kline(channel, self._lower[pair], interval, self._state.now_ms, continuous=True))
+
+    # ------------------------------------------------------------------ the busy two
+
+    def _trades(self, trades: NDArray[np.void]) -> None:
+        muted = self._streams.muted
+        order = trades["symbol"]
+        present = np.unique(order).tolist()
+        self._touched.update(present)
+        agg = self._agg if MARKET not in muted else {}
+        book = self._book if PUBLIC not in muted else {}
+        for symbol in present:
+            if symbol not in agg and symbol not in book:
+                continue
+            rows = trades[order == symbol]
+            if symbol in agg:
+                self._agg_trades(symbol, agg[symbol], rows)
+            if symbol in book:
+                self._book_tickers(symbol, book[symbol], rows)
+
+    def _agg_trades(self, symbol: int, channel: Channel, rows: NDArray[np.void]) -> None:
+        price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]
+        name, publish = self._state.specs[symbol].symbol, channel.publish
+        for t, p, q, maker, agg_id, first, last in zip(*(rows[c].tolist() for c in _AGG), strict=True):
+            size = qty(q)
+            publish(
+                f'{{"e":"aggTrade","E":{t},"s":"{name}","a":{agg_id},"p":"{price(p)}","q":"{size}","nq":"{size}","f":{first},"l":{last},'
+                f'"T":{t},"m":{"true" if maker else "false"},"st":1}}'.encode()
+            )
+
+    def _book_tickers(self, symbol: int, channel: Channel, rows: NDArray[np.void]) -> None:
+        price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]
+        name, publish, top = self._state.specs[symbol].symbol, channel.publish, self._tops.get(symbol)
+        for t, bid, bid_qty, ask, ask_qty, update in zip(*(rows[c].tolist() for c in _BOOK), strict=True):
+            now = (bid, bid_qty, ask, ask_qty)
+            if now == top:
+                continue
+            top = now
+            publish(
+                f'{{"e":"bookTicker","u":{update},"s":"{name}","ps":"{name}","b":"{price(bid)}","B":"{qty(bid_qty)}","a":"{price(ask)}",'
+                f'"A":"{qty(ask_qty)}","T":{t},"E":{t},"st":1}}'.encode()
+            )
+        assert top is not None
+        self._tops[symbol] = top
+
+    # ------------------------------------------------------------------ marks and tickers
+
+    def _mark(self, symbol: int, at_ms: int) -> dict[str, Any]:
+        spec, mark = self._state.specs[symbol], money(self._state.quotes.mark(symbol))
+        upcoming = next_funding_ms(spec, at_ms)
+        return {
+            "e": "markPriceUpdate", "E": at_ms, "s": spec.symbol, "p": mark, "ap": mark, "i": mark, "P": mark,
+            "r": format(funding_rate(spec.symbol, upcoming), "f"), "T": upcoming, "st": 1,
+        }  # fmt: skip
+
+    def _one_mark(self, paced: _Paced, now: int) -> None:
+        paced.channel.publish(msgspec.json.encode(self._mark(paced.symbol, now // 1000 * 1000)))
+
+    def _all_marks(self, paced: _Paced, now: int) -> None:
+        at = now // 1000 * 1000
+        paced.channel.publish(msgspec.json.encode([self._mark(i, at) for i in range(len(self._state.specs))]))
+
+    def _ticker(self, symbol: int, now: int, full: bool) -> dict[str, Any] | None:
+        day = rolling_day(self._venue.core.market, symbol, now)
+        if day is None:
+            return None
+        price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]
+        spec = self._state.specs[symbol]
+        row: dict[str, Any] = {
+            "e": "24hrTicker" if full else "24hrMiniTicker", "E": now, "s": spec.symbol, "c": price(day.last), "o": price(day.open),
+            "h": price(day.high), "l": price(day.low), "v": qty(day.volume), "q": f"{day.quote:.2f}", "ps": spec.symbol, "st": 1,
+        }  # fmt: skip
+        if full:
+            rise = day.last - day.open
+            row |= {
+                "p": price(rise) if rise >= 0 else "-" + price(-rise), "P": f"{(day.last / day.open - 1) * 100:.3f}",
+                "w": f"{day.quote / (day.volume * float(spec.step)):.8f}" if day.volume else "0",
+                "Q": qty(int(self._state.quotes.last_qty[symbol])),
+                "O": day.open_ms, "C": now, "F": day.first_id, "L": day.last_id, "n": day.trades,
+            }  # fmt: skip
+        return row
+
+    def _one_ticker(self, paced: _Paced, now: int) -> None:
+        row = self._ticker(paced.symbol, now, paced.channel.name.endswith("@ticker"))
+        if row is not None:
+            paced.channel.publish(msgspec.json.encode(row))
+
+    def _all_tickers(self, paced: _Paced, now: int) -> None:
+        full = paced.channel.name == "!ticker@arr"
+        rows = [r for i in sorted(self._touched) if (r := self._ticker(i, now, full)) is not None]
+        self._touched.clear()
+        if rows:
+            paced.channel.publish(msgspec.json.encode(rows))
+
+    # ------------------------------------------------------------------ books
+
+    def _sides(self, symbol: int, count: int) -> tuple[dict[str, str], dict[str, str]]:
+        quotes, price, qty = self._state.quotes, self._venue.words.price[symbol], self._venue.words.qty[symbol]
+        bids = {price(t): qty(s) for t, s in islice(depth.levels(quotes.bids(symbol), -1), count)}
+        asks = {price(t): qty(s) for t, s in islice(depth.levels(quotes.asks(symbol), 1), count)}
+        return bids, asks
+
+    def _depth(self, paced: _Paced, bids: list[list[str]], asks: list[list[str]]) -> None:
+        quotes, symbol = self._state.quotes, paced.symbol
+        update, name = int(quotes.agg_id[symbol]), self._state.specs[symbol].symbol
+        before = paced.update or update - 1
+        paced.update = update
+        body = {"e": "depthUpdate", "E": self._state.now_ms, "T": int(quotes.time_ms[symbol]), "s": name, "ps": name, "U": before + 1,
+        "u": update,
+                "pu": before, "b": bids, "a": asks, "st": 1}  # fmt: skip
+        paced.channel.publish(msgspec.json.encode(body))
+
+    def _partial_depth(self, paced: _Paced, _now: int) -> None:
+        if not self._state.quotes.known(paced.symbol) or int(self._state.quotes.agg_id[paced.symbol]) == paced.update:
+            return
+        bids, asks = self._sides(paced.symbol, paced.levels)
+        self._depth(paced, [list(x) for x in bids.items()], [list(x) for x in asks.items()])
+
+    def _diff_depth(self, paced: _Paced, _now: int) -> None:
+        """Levels that changed among the twenty on each side; a level that has left is removed."""
+        if not self._state.quotes.known(paced.symbol) or int(self._state.quotes.agg_id[paced.symbol]) == paced.update:
+            return
+        sides = self._sides(paced.symbol, paced.levels)
+        changes = []
+        for old, new in zip(paced.book, sides, strict=True):
+            gone = [[p, "0"] for p in old if p not in new]
+            changes.append(gone + [[p, q] for p, q in new.items() if old.get(p) != q])
+        paced.book = sides
+        if changes[0] or changes[1]:
+            self._depth(paced, changes[0], changes[1])
+
+    # ------------------------------------------------------------------ candles
+
+    def _kline(self, kline: _Kline, now: int, wall: int) -> None:
+        """The finished candle once, the open one when it has changed and it is time."""
+        while now > close_of(kline.interval, kline.open_ms):
+            self._send_kline(kline, kline.open_ms, now, closed=True)
+            kline.open_ms = max(close_of(kline.interval, kline.open_ms) + 1, open_of(kline.interval, now) - length_of(kline.interval))
+        changed = int(self._state.quotes.agg_id[kline.symbol]) != kline.update
+        if changed and now - kline.sent_ms >= 250 and wall - kline.sent_ns >= WALL_PACE_NS:
+            kline.sent_ms, kline.sent_ns = now, wall
+            self._send_kline(kline, kline.open_ms, now, closed=False)
+
+    def _send_kline(self, kline: _Kline, open_ms: int, now: int, closed: bool) -> None:
+        market, symbol = self._venue.core.market, kline.symbol
+        rows = candles(market, symbol, kline.interval, from_ms=open_ms, to_ms=open_ms, now_ms=now)
+        if not len(rows) or not rows["trades"][0]:
+            return
+        kline.update = int(self._state.quotes.agg_id[symbol])
+        _, op, hi, lo, cl, vol, taker, n, quote, taker_quote = rows[0].tolist()
+        first = market.agg_trades(symbol, from_ms=open_ms, to_ms=now, limit=1)
+        first_id = int(first["first_id"][0]) if len(first) else -1
+        spec, price, qty = self._state.specs[symbol], self._venue.words.price[symbol], self._venue.words.qty[symbol]
+        bar: dict[str, Any] = {
+            "t": open_ms, "T": close_of(kline.interval, open_ms), "s": spec.symbol, "i": kline.interval, "f": first_id,
+            "L": first_id + n - 1,
+            "o": price(op), "c": price(cl), "h": price(hi), "l": price(lo), "v": qty(vol), "n": n, "x": closed, "q": f"{quote:.8f}",
+            "V": qty(taker), "Q": f"{taker_quote:.8f}", "B": "0",
+        }  # fmt: skip
+        head: dict[str, Any] = {"e": "kline", "E": now, "s": spec.symbol}
+        if kline.continuous:
+            del bar["s"]
+            head = {"e": "continuous_kline", "E": now, "ps": spec.symbol, "ct": "PERPETUAL"}
+        kline.channel.publish(msgspec.json.encode(head | {"k": bar, "st": 1}))
+
+
+class _Paced:
+    """A stream that is built every so often."""
+
+    __slots__ = ("_next_ms", "_next_ns", "book", "build", "channel", "levels", "period_ms", "route", "symbol", "update")
+
+    def __init__(
+        self, channel: Channel, route: str, period_ms: int, build: Callable[[_Paced, int], None], symbol: int = -1, levels: int = 20
+    ) -> None:
+        self.channel = channel
+        self.route = route
+        self.period_ms = period_ms
+        self.build = build
+        self.symbol = symbol
+        self.levels = levels
+        self.update = 0
+        self.book: tuple[dict[str, str], dict[str, str]] = ({}, {})
+        self._next_ms = 0
+        self._next_ns = 0
+
+    def due(self, now_ms: int, wall_ns: int) -> bool:
+        """Marks keep every market second; whatever else is paced keeps the wall's pace too."""
+        if now_ms < self._next_ms or (wall_ns < self._next_ns and "arkPrice" not in self.channel.name):
+            return False
+        self._next_ms = (now_ms // self.period_ms + 1) * self.period_ms
+        self._next_ns = wall_ns + WALL_PACE_NS
+        return True
+
+
+class _Kline:
+    """A candle stream."""
+
+    __slots__ = ("channel", "continuous", "interval", "open_ms", "sent_ms", "sent_ns", "symbol", "update")
+
+    def __init__(self, channel: Channel, symbol: int, interval: str, now_ms: int, *, continuous: bool) -> None:
+        self.channel = channel
+        self.symbol = symbol
+        self.interval = interval
+        self.continuous = continuous
+        self.open_ms = open_of(interval, now_ms)
+        self.sent_ms = 0
+        self.sent_ns = 0
+        self.update = 0

@@ -1,0 +1,111 @@
+"""Rate limits in fixed windows of wall time: request weight an address, orders an account. Over the limit: 429, and 418 for who goes on.
+
+Windows are aligned to the minute (10 seconds) of the exchange's own wall time, which at speed 1 is the venue's clock.
+"""
+
+from __future__ import annotations
+
+from src.exchange.errors import BANNED_TEXT, ApiError
+from src.exchange.options import Limits
+
+MINUTE_MS = 60_000
+TEN_SECONDS_MS = 10_000
+STRIKES_TO_BAN = 20
+BAN_FIRST_MS = 120_000
+BAN_MAX_MS = 3 * 86_400_000
+
+
+class Window:
+    """A counter that starts again with each window."""
+
+    __slots__ = ("_span_ms", "_window", "count")
+
+    def __init__(self, span_ms: int) -> None:
+        self._span_ms = span_ms
+        self._window = -1
+        self.count = 0
+
+    def roll(self, wall_ms: int) -> bool:
+        """True when a new window has begun."""
+        window = wall_ms // self._span_ms
+        if window == self._window:
+            return False
+        self._window, self.count = window, 0
+        return True
+
+
+class Limiter:
+    """Counts for one address (the loopback) and for every account."""
+
+    def __init__(self, limits: Limits, accounts: int) -> None:
+        self._limits = limits
+        self._weight = Window(MINUTE_MS)
+        self._orders = [(Window(TEN_SECONDS_MS), Window(MINUTE_MS)) for _ in range(accounts)]
+        self._strikes = 0
+        self._banned_until_wall_ms = 0
+        self._ban_ms = BAN_FIRST_MS
+
+    def weigh(self, weight: int, wall_ms: int, *, market_ms: int, speed: float) -> None:
+        """Count a request's weight, or refuse it. The ban's end is told in market time, as every time on the wire."""
+        if wall_ms < self._banned_until_wall_ms:
+            raise self._banned(wall_ms, market_ms, speed)
+        if self._weight.roll(wall_ms):
+            self._strikes = 0
+        self._weight.count += weight
+        if self._weight.count <= self._limits.weight_per_minute:
+            return
+        self._strikes += 1
+        if self._strikes > STRIKES_TO_BAN:
+            self._banned_until_wall_ms = wall_ms + self._ban_ms
+            self._ban_ms = min(self._ban_ms * 2, BAN_MAX_MS)
+            raise self._banned(wall_ms, market_ms, speed)
+        raise ApiError(-1003, self._limits.weight_per_minute, retry_after_s=(MINUTE_MS - wall_ms % MINUTE_MS) // 1000 + 1)
+
+    def _banned(self, wall_ms: int, market_ms: int, speed: float) -> ApiError:
+        left = self._banned_until_wall_ms - wall_ms
+        return ApiError(-1003, msg=BANNED_TEXT.format(market_ms + int(left * speed)), status=418, retry_after_s=left // 1000 + 1)
+
+    def used_weight(self, wall_ms: int) -> int:
+        self._weight.roll(wall_ms)
+        return self._weight.count
+
+    def count_orders(self, account: int, wall_ms: int, ten_seconds: int = 1, minute: int = 1) -> None:
+        """Count placed orders of an account, or -1015."""
+        short, long = self._orders[account]
+        short.roll(wall_ms)
+        long.roll(wall_ms)
+        if short.count + ten_seconds > self._limits.orders_per_10s:
+            raise ApiError(
+                -1015, self._limits.orders_per_10s, "10 SECOND", retry_after_s=(TEN_SECONDS_MS - wall_ms % TEN_SECONDS_MS) // 1000 + 1
+            )
+        if long.count + minute > self._limits.orders_per_minute:
+            raise ApiError(-1015, self._limits.orders_per_minute, "1 MINUTE", retry_after_s=(MINUTE_MS - wall_ms % MINUTE_MS) // 1000 + 1)
+        short.count += ten_seconds
+        long.count += minute
+
+    def order_counts(self, account: int, wall_ms: int) -> tuple[int, int]:
+        short, long = self._orders[account]
+        short.roll(wall_ms)
+        long.roll(wall_ms)
+        return short.count, long.count
+
+    def table(self) -> list[dict[str, object]]:
+        """rateLimits as exchangeInfo lists them."""
+        return [
+            {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": self._limits.weight_per_minute},
+            *self.order_table(),
+        ]
+
+    def order_table(self) -> list[dict[str, object]]:
+        return [
+            {"rateLimitType": "ORDERS", "interval": "MINUTE", "intervalNum": 1, "limit": self._limits.orders_per_minute},
+            {"rateLimitType": "ORDERS", "interval": "SECOND", "intervalNum": 10, "limit": self._limits.orders_per_10s},
+        ]
+
+    def usage(self, account: int | None, wall_ms: int, orders: bool) -> list[dict[str, object]]:
+        """rateLimits with counts, as WS API answers carry them."""
+        rows: list[dict[str, object]] = [self.table()[0] | {"count": self.used_weight(wall_ms)}]
+        if orders and account is not None:
+            short, long = self.order_counts(account, wall_ms)
+            rows = [row | {"count": short if row["interval"] == "SECOND" else long} for row in self.order_table()] + rows
+        return rows

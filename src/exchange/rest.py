@@ -1,0 +1,145 @@
+"""The REST door: paths to operations, security, limits, headers, and refusals as the venue answers them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from src.error_handler import failure
+from src.exchange import account_ops, public, trading
+from src.exchange.auth import check_time, signed_part
+from src.exchange.call import Call, Endpoint, Security
+from src.exchange.errors import ApiError
+from src.exchange.params import Params, parse_pairs
+from src.exchange.venue import Venue
+
+BODY_MAX = 1 << 20
+KEY, SIGNED = Security.KEY, Security.SIGNED
+
+
+def _by_symbol(one: int, every: int) -> Callable[[Params], int]:
+    return lambda params: one if "symbol" in params else every
+
+
+ENDPOINTS: dict[tuple[str, str], Endpoint] = {
+    ("GET", "v1/ping"): Endpoint(public.ping),
+    ("GET", "v1/time"): Endpoint(public.server_time),
+    ("GET", "v1/exchangeInfo"): Endpoint(public.exchange_info),
+    ("GET", "v1/depth"): Endpoint(public.order_book, weight=public.depth_weight),
+    ("GET", "v1/trades"): Endpoint(public.trades, weight=5),
+    ("GET", "v1/aggTrades"): Endpoint(public.agg_trades, weight=20),
+    ("GET", "v1/klines"): Endpoint(public.klines, weight=public.kline_weight),
+    ("GET", "v1/continuousKlines"): Endpoint(public.continuous_klines, weight=public.kline_weight),
+    ("GET", "v1/markPriceKlines"): Endpoint(public.price_klines, weight=public.kline_weight),
+    ("GET", "v1/indexPriceKlines"): Endpoint(public.price_klines, weight=public.kline_weight),
+    ("GET", "v1/premiumIndex"): Endpoint(public.premium_index, weight=_by_symbol(1, 10)),
+    ("GET", "v1/fundingRate"): Endpoint(public.funding_rates, weight=0, weighed=False),
+    ("GET", "v1/fundingInfo"): Endpoint(public.funding_info, weight=0, weighed=False),
+    ("GET", "v1/ticker/24hr"): Endpoint(public.ticker_24hr, weight=_by_symbol(1, 40)),
+    ("GET", "v1/ticker/price"): Endpoint(public.ticker_price, weight=_by_symbol(1, 2)),
+    ("GET", "v2/ticker/price"): Endpoint(public.ticker_price, weight=_by_symbol(1, 2)),
+    ("GET", "v1/ticker/bookTicker"): Endpoint(public.ticker_book, weight=_by_symbol(2, 5)),
+    ("GET", "v1/openInterest"): Endpoint(public.open_interest),
+    ("POST", "v1/order"): Endpoint(trading.place, SIGNED, 0, (1, 1)),
+    ("PUT", "v1/order"): Endpoint(trading.modify, SIGNED, 0, (1, 1)),
+    ("GET", "v1/order"): Endpoint(trading.query, SIGNED, 1),
+    ("DELETE", "v1/order"): Endpoint(trading.cancel, SIGNED, 1),
+    ("POST", "v1/order/test"): Endpoint(trading.place_test, SIGNED, 0),
+    ("GET", "v1/openOrder"): Endpoint(trading.query_open, SIGNED, 1),
+    ("GET", "v1/openOrders"): Endpoint(trading.open_orders, SIGNED, _by_symbol(1, 40)),
+    ("GET", "v1/allOrders"): Endpoint(trading.all_orders, SIGNED, 5),
+    ("GET", "v1/userTrades"): Endpoint(trading.user_trades, SIGNED, 5),
+    ("DELETE", "v1/allOpenOrders"): Endpoint(trading.cancel_all, SIGNED, 1),
+    ("POST", "v1/batchOrders"): Endpoint(trading.place_batch, SIGNED, 5, (5, 1)),
+    ("PUT", "v1/batchOrders"): Endpoint(trading.modify_batch, SIGNED, 5, (5, 1)),
+    ("DELETE", "v1/batchOrders"): Endpoint(trading.cancel_batch, SIGNED, 1),
+    ("POST", "v1/countdownCancelAll"): Endpoint(trading.countdown, SIGNED, 10),
+    ("POST", "v1/algoOrder"): Endpoint(trading.place_algo, SIGNED, 0, (1, 1)),
+    ("GET", "v1/algoOrder"): Endpoint(trading.query_algo, SIGNED, 1),
+    ("DELETE", "v1/algoOrder"): Endpoint(trading.cancel_algo, SIGNED, 1),
+    ("DELETE", "v1/algoOpenOrders"): Endpoint(trading.cancel_all_algos, SIGNED, 1),
+    ("GET", "v1/openAlgoOrders"): Endpoint(trading.open_algos, SIGNED, _by_symbol(1, 40)),
+    ("GET", "v1/allAlgoOrders"): Endpoint(trading.all_algos, SIGNED, 5),
+    ("GET", "v2/account"): Endpoint(account_ops.account_v2, SIGNED, 5),
+    ("GET", "v3/account"): Endpoint(account_ops.account_v3, SIGNED, 5),
+    ("GET", "v2/balance"): Endpoint(account_ops.balance, SIGNED, 5),
+    ("GET", "v3/balance"): Endpoint(account_ops.balance, SIGNED, 5),
+    ("GET", "v2/positionRisk"): Endpoint(account_ops.position_risk_v2, SIGNED, 5),
+    ("GET", "v3/positionRisk"): Endpoint(account_ops.position_risk_v3, SIGNED, 5),
+    ("GET", "v1/symbolConfig"): Endpoint(account_ops.symbol_config, SIGNED, 5),
+    ("GET", "v1/accountConfig"): Endpoint(account_ops.account_config, SIGNED, 5),
+    ("POST", "v1/leverage"): Endpoint(account_ops.leverage, SIGNED, 1),
+    ("POST", "v1/marginType"): Endpoint(account_ops.margin_type, SIGNED, 1),
+    ("GET", "v1/positionSide/dual"): Endpoint(account_ops.dual_side, SIGNED, 30),
+    ("POST", "v1/positionSide/dual"): Endpoint(account_ops.set_dual_side, SIGNED, 1),
+    ("GET", "v1/multiAssetsMargin"): Endpoint(account_ops.multi_assets, SIGNED, 30),
+    ("POST", "v1/multiAssetsMargin"): Endpoint(account_ops.set_multi_assets, SIGNED, 1),
+    ("GET", "v1/leverageBracket"): Endpoint(account_ops.leverage_bracket, SIGNED, 1),
+    ("GET", "v1/commissionRate"): Endpoint(account_ops.commission_rate, SIGNED, 20),
+    ("GET", "v1/income"): Endpoint(account_ops.income, SIGNED, 30),
+    ("POST", "v1/positionMargin"): Endpoint(account_ops.position_margin, SIGNED, 1),
+    ("GET", "v1/rateLimit/order"): Endpoint(account_ops.order_limits, SIGNED, 1),
+    ("POST", "v1/listenKey"): Endpoint(account_ops.open_listen_key, KEY, 1),
+    ("PUT", "v1/listenKey"): Endpoint(account_ops.extend_listen_key, KEY, 1),
+    ("DELETE", "v1/listenKey"): Endpoint(account_ops.close_listen_key, KEY, 1),
+}
+PREFIX = "/fapi/"
+_JSON = {"Content-Type": "application/json"}
+
+
+class Rest:
+    """Answers requests under /fapi."""
+
+    def __init__(self, venue: Venue) -> None:
+        self._venue = venue
+        clock = venue.clock
+        self._clock_header = f"{clock.t0_ms},{clock.m0_ns},{clock.speed!r}"
+
+    async def handle(self, request: web.Request) -> web.Response:
+        path, _, query = request.raw_path.partition("?")
+        endpoint = ENDPOINTS.get((request.method, path.removeprefix(PREFIX)))
+        if endpoint is None:
+            return web.Response(status=404, text="<html><body><h2>404 Not found</h2></body></html>", content_type="text/html")
+        headers = {"x-sim-clock": self._clock_header}
+        account = -1
+        try:
+            body = (await request.read()).decode("utf-8", "surrogateescape")
+            account, value = await self._answer(endpoint, request.headers.get("X-MBX-APIKEY", ""), query, body)
+            status = 200
+        except ApiError as refusal:
+            status, value = refusal.status, refusal.body()
+            if refusal.retry_after_s is not None:
+                headers["Retry-After"] = str(refusal.retry_after_s)
+        except web.HTTPException:
+            raise
+        except Exception as error:  # the end of a request: the others live on
+            failure(f"{request.method} {path}", error)
+            status, value = 503, {"code": -1000, "msg": "Unknown error, please check your request or try again later."}
+        if endpoint.weighed:
+            headers["x-mbx-used-weight-1m"] = str(self._venue.limiter.used_weight(self._venue.wall_ms()))
+        if endpoint.orders is not None and account >= 0:
+            short, long = self._venue.limiter.order_counts(account, self._venue.wall_ms())
+            headers |= {"x-mbx-order-count-10s": str(short), "x-mbx-order-count-1m": str(long)}
+        return web.Response(body=msgspec.json.encode(value), status=status, headers=headers | _JSON)
+
+    async def _answer(self, endpoint: Endpoint, key: str, query: str, body: str) -> tuple[int, Any]:
+        venue, wall = self._venue, self._venue.wall_ms()
+        params = Params(parse_pairs(query, body))
+        venue.limiter.weigh(endpoint.cost(params), wall, market_ms=venue.now_ms(), speed=venue.clock.speed)
+        account, sent, window = -1, 0, 0
+        if endpoint.security is not Security.NONE:
+            account = venue.keyring.account(key)
+        if endpoint.security is Security.SIGNED:
+            payload, signature = signed_part(query, body)
+            if not signature:
+                raise ApiError(-1102, "signature")
+            sent, window = check_time(params, venue.now_ms(), venue.clock.speed)
+            venue.keyring.verify(key, payload, signature)
+        if endpoint.orders is not None:
+            venue.limiter.count_orders(account, wall, *endpoint.orders)
+        value = endpoint.operation(Call(venue, params, account, sent, window))
+        return account, await value if inspect.isawaitable(value) else value

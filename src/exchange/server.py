@@ -1,0 +1,159 @@
+"""The local exchange as a server on one loopback port: REST, streams, WS API, and (when asked for) the control door."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+from aiohttp import web
+
+from src.clock import Clock, clock_at, epoch_ms
+from src.error_handler import Fatal, lifecycle
+from src.exchange import ws_api
+from src.exchange.books import Books
+from src.exchange.control import PREFIX as CONTROL_PREFIX
+from src.exchange.control import Control
+from src.exchange.core import Core
+from src.exchange.feeds import Feeds
+from src.exchange.jumps import JumpingMarket
+from src.exchange.market import Market, open_market
+from src.exchange.options import ExchangeOptions
+from src.exchange.rest import BODY_MAX, Rest
+from src.exchange.rest import PREFIX as REST_PREFIX
+from src.exchange.streams import Streams
+from src.exchange.venue import Venue
+from src.exchange.ws_api import WsApi
+
+CHORES_S = 1.0
+UNSAVED_S = 1.5
+"""Wall seconds of market time that a killed exchange may have shown after its books last kept the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Where a running exchange answers, and its clock."""
+
+    rest: str
+    public: str
+    market: str
+    private: str
+    ws_api: str
+    clock: Clock
+
+    def as_json(self) -> str:
+        """One line with the addresses."""
+        urls = {"rest": self.rest, "public": self.public, "market": self.market, "private": self.private, "ws_api": self.ws_api}
+        return msgspec.json.encode(urls).decode()
+
+
+def ready_at(host: str, port: int, clock: Clock) -> Ready:
+    ws = f"ws://{host}:{port}"
+    return Ready(f"http://{host}:{port}", f"{ws}/public", f"{ws}/market", f"{ws}/private", f"{ws}{ws_api.PATH}", clock)
+
+
+def build(options: ExchangeOptions, source: Market | None) -> tuple[Venue, Books | None]:
+    """Market, core and books at the right market time. Fatal: options or books that cannot be used."""
+    books = Books(options.books_dir) if options.books_dir else None
+    kept = books.load() if books is not None else None
+    now = epoch_ms()
+    resumed_ms = 0
+    if kept is not None:
+        resumed_ms = kept.now_ms + (0 if kept.clean else int(UNSAVED_S * 1000 * options.speed))
+        now = max(now, resumed_ms)
+    if source is None:
+        source = open_market(options.market, symbols=options.symbols, seed=options.seed, path=options.path, now_ms=now,
+                             resume=kept.market if kept is not None else None)  # fmt: skip
+    if options.market == "replay":
+        now = source.open_ms if kept is None else max(source.open_ms, resumed_ms)
+    market = JumpingMarket(source)
+    core = Core(options, market, now)
+    if kept is not None:
+        kept.restore(core)
+    core.look_back()
+    if kept is None:
+        core.open_accounts()
+    else:
+        core.algo.resume()
+    if books is not None:
+        books.begin(core, source.resume_state())
+    return Venue(options, core, clock_at(now, options.speed), books), books
+
+
+class Server:
+    """The doors of one venue on one aiohttp application."""
+
+    def __init__(self, venue: Venue) -> None:
+        self._venue = venue
+        self.streams = Streams(venue)
+        self._feeds = Feeds(venue, self.streams)
+        self._rest = Rest(venue)
+        self._ws_api = WsApi(venue)
+        self._control = Control(venue, self.streams) if venue.options.control else None
+        venue.listen(self._feeds)
+        self.app = web.Application(client_max_size=BODY_MAX)
+        self.app.router.add_route("*", "/{path:.*}", self._route)
+
+    async def _route(self, request: web.Request) -> web.StreamResponse:
+        path = request.raw_path.partition("?")[0]
+        if path.startswith(REST_PREFIX):
+            return await self._rest.handle(request)
+        if path == ws_api.PATH:
+            return await self._ws_api.handle(request)
+        if self.streams.matches(path):
+            return await self.streams.handle(request)
+        if self._control is not None and path.startswith(CONTROL_PREFIX):
+            return await self._control.handle(request)
+        return web.Response(status=404)
+
+    async def chores(self) -> None:
+        """Pings, pongs that do not come, listen keys that run out."""
+        limits = self._venue.options.limits
+        since_ping = 0.0
+        while True:
+            await asyncio.sleep(CHORES_S)
+            since_ping += CHORES_S
+            self._venue.beat()
+            ping = since_ping >= limits.ping_every_s
+            if ping:
+                since_ping = 0.0
+            self.streams.keep_alive(ping)
+            self._ws_api.keep_alive(ping)
+            self.streams.expire_keys()
+
+    async def close(self) -> None:
+        await self.streams.close_all()
+        await self._ws_api.close_all()
+
+
+async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], stop: asyncio.Event, source: Market | None = None) -> None:
+    """Run the exchange until ``stop`` is set. ``on_ready`` is called once it answers. Fatal: it cannot start, or its books fail."""
+    venue, books = build(options, source)
+    server = Server(venue)
+    runner = web.AppRunner(server.app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
+    await runner.setup()
+    chores: asyncio.Task[None] | None = None
+    try:
+        site = web.TCPSite(runner, options.host, options.port, backlog=512)
+        try:
+            await site.start()
+        except OSError as error:
+            raise Fatal(f"the local exchange cannot listen on {options.host}:{options.port}: {error.strerror or error}") from None
+        port = runner.addresses[0][1]
+        venue.on_failure = stop.set
+        venue.start()
+        chores = asyncio.create_task(server.chores())
+        on_ready(ready_at(options.host, port, venue.clock))
+        await stop.wait()
+        if venue.failed is not None:
+            raise venue.failed
+    finally:
+        if chores is not None:
+            chores.cancel()
+        venue.stop()
+        await server.close()
+        await runner.cleanup()
+        if books is not None:
+            books.close()
+        lifecycle("the local exchange has stopped")

@@ -1,0 +1,117 @@
+"""WebSocket connections as the streams and the WS API need them: whole frames, written once, to clients that may be slow.
+
+A server's frame is not masked, so one frame serves every subscriber: it is built once and handed to the transport as it is. What a
+client does not read piles up in its transport, up to a bound; past it the client is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+
+from aiohttp import WSMsgType, web
+
+from src.clock import SECOND_NS, monotonic_ns
+from src.exchange.options import Limits
+
+MESSAGE_MAX = 1 << 17
+TEXT, PING, PONG = 0x81, 0x89, 0x8A
+POLICY_VIOLATION = 1008
+
+
+def frame(payload: bytes, head: int = TEXT) -> bytes:
+    """One unmasked frame."""
+    size = len(payload)
+    if size < 126:
+        return bytes((head, size)) + payload
+    if size < 65536:
+        return struct.pack("!BBH", head, 126, size) + payload
+    return struct.pack("!BBQ", head, 127, size) + payload
+
+
+class Connection:
+    """One client's socket. ``send`` gathers frames; ``flush`` writes them in one go."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._socket = web.WebSocketResponse(autoping=False, compress=False, max_msg_size=MESSAGE_MAX, timeout=1.0)
+        self._transport: asyncio.Transport | None = None
+        self._out: list[bytes] = []
+        self._window_ns = 0
+        self._messages = 0
+        self._pong_ns = monotonic_ns()
+        self._born_ns = monotonic_ns()
+
+    async def open(self, request: web.Request) -> web.WebSocketResponse:
+        await self._socket.prepare(request)
+        transport = request.transport
+        assert isinstance(transport, asyncio.Transport) or transport is not None
+        self._transport = transport  # type: ignore[assignment]
+        return self._socket
+
+    @property
+    def closed(self) -> bool:
+        return self._transport is None or self._transport.is_closing() or self._socket.closed
+
+    def send(self, whole_frame: bytes) -> None:
+        self._out.append(whole_frame)
+
+    def send_text(self, payload: bytes) -> None:
+        """A message of its own, written at once, after what was gathered."""
+        self._out.append(frame(payload))
+        self.flush()
+
+    def flush(self) -> None:
+        if not self._out:
+            return
+        data = b"".join(self._out)
+        self._out.clear()
+        if self._transport is None or self.closed:
+            return
+        if self._transport.get_write_buffer_size() > self._limits.send_buffer_bytes:
+            self._transport.abort()
+            return
+        self._transport.write(data)
+
+    def cut(self) -> None:
+        """Drop the connection without a word."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def close(self, code: int, reason: bytes = b"") -> None:
+        self.flush()
+        await self._socket.close(code=code, message=reason)
+
+    def keep_alive(self, ping: bool) -> None:
+        """Ping when asked; cut a client that has not answered for long, or has been here for a day."""
+        now = monotonic_ns()
+        if now - self._pong_ns > self._limits.pong_within_s * SECOND_NS or now - self._born_ns > self._limits.connection_life_s * SECOND_NS:
+            self.cut()
+        elif ping:
+            self.send(frame(str(now // 1_000_000).encode(), PING))
+            self.flush()
+
+    async def messages(self) -> AsyncIterator[str]:
+        """Text messages, until the client goes, sends binary, or sends too many in a second."""
+        async for message in self._socket:
+            if message.type is WSMsgType.TEXT:
+                if self._too_many():
+                    await self.close(POLICY_VIOLATION, b"Too many requests")
+                    return
+                yield message.data
+            elif message.type is WSMsgType.PING:
+                self.send(frame(bytes(message.data), PONG))
+                self.flush()
+            elif message.type is WSMsgType.PONG:
+                self._pong_ns = monotonic_ns()
+            elif message.type is WSMsgType.BINARY:
+                await self.close(POLICY_VIOLATION, b"Invalid request")
+                return
+
+    def _too_many(self) -> bool:
+        now = monotonic_ns()
+        if now - self._window_ns >= SECOND_NS:
+            self._window_ns, self._messages = now, 0
+        self._messages += 1
+        return bool(self._limits.messages_per_second) and self._messages > self._limits.messages_per_second
