@@ -80,26 +80,28 @@ def market_exit(rules: SymbolRules, side: Side, qty: Decimal, client_id: str) ->
             "newClientOrderId": client_id, "newOrderRespType": "RESULT", "selfTradePreventionMode": _SELF_TRADE}
 
 
-def _closing(rules: SymbolRules, kind: str, side: Side, price: Decimal, client_id: str, working_type: str) -> Parameters:
+def _closing(rules: SymbolRules, side: Side, price: Decimal, client_id: str, *, kind: str, working_type: str) -> Parameters:
     return {"algoType": "CONDITIONAL", "symbol": rules.symbol, "side": side.value, "type": kind,
-            "triggerPrice": _on_grid(price, rules.tick), "closePosition": "true", "timeInForce": "GTE_GTC", "workingType": working_type, "clientAlgoId": client_id}
+            "triggerPrice": _on_grid(price, rules.tick), "closePosition": "true", "timeInForce": "GTE_GTC",
+            "workingType": working_type, "clientAlgoId": client_id}
 
 
 def stop(rules: SymbolRules, side: Side, price: Decimal, client_id: str, *, working_type: str = "MARK_PRICE") -> Parameters:
     """For the algo service: closes the whole position when ``working_type`` crosses ``price`` against it."""
-    return _closing(rules, "STOP_MARKET", side, price, client_id, working_type)
+    return _closing(rules, side, price, client_id, kind="STOP_MARKET", working_type=working_type)
 
 
 def target(rules: SymbolRules, side: Side, price: Decimal, client_id: str, *, working_type: str = "MARK_PRICE") -> Parameters:
     """For the algo service: closes the whole position when ``working_type`` reaches ``price`` in its favour."""
-    return _closing(rules, "TAKE_PROFIT_MARKET", side, price, client_id, working_type)
+    return _closing(rules, side, price, client_id, kind="TAKE_PROFIT_MARKET", working_type=working_type)
 
 
 def stand_in(rules: SymbolRules, side: Side, qty: Decimal, price: Decimal, client_id: str, *,
              working_type: str = "MARK_PRICE") -> Parameters:  # fmt: skip
     """For the algo service: a reduce-only stop with a quantity, which may stand beside the closing one while that is being moved."""
     return {"algoType": "CONDITIONAL", "symbol": rules.symbol, "side": side.value, "type": "STOP_MARKET",
-            "quantity": _on_grid(qty, rules.step), "triggerPrice": _on_grid(price, rules.tick), "reduceOnly": "true", "workingType": working_type, "clientAlgoId": client_id}
+            "quantity": _on_grid(qty, rules.step), "triggerPrice": _on_grid(price, rules.tick), "reduceOnly": "true",
+            "workingType": working_type, "clientAlgoId": client_id}
 
 
 def cancel(symbol: str, client_id: str) -> Parameters:

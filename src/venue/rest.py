@@ -54,7 +54,7 @@ class Rest:
         self.offset_ms = 0
         self.governor = governor
         self._clock = clock
-        self._credentials = credentials
+        self.credentials = credentials
         self._session = session
         self._own_session = session is None
         self._chance = unseeded()
@@ -133,14 +133,14 @@ class Rest:
 
     def _address(self, request: _Request) -> tuple[URL, dict[str, str]]:
         """Built at the last moment, so that the timestamp is young. The query is final: nothing re-encodes it."""
-        headers = {"X-MBX-APIKEY": self._credentials.key} if self._credentials else {}
+        headers = {"X-MBX-APIKEY": self.credentials.key} if self.credentials else {}
         if not request.signed:
             query = encode_query(request.params)
-        elif self._credentials is None:
+        elif self.credentials is None:
             raise Fatal(f"{request.path} needs an API key, and none is set")
         else:
             extra = [("recvWindow", request.recv_window_ms), ("timestamp", self.timestamp())]
-            query = self._credentials.sign_query([*request.params, *extra])
+            query = self.credentials.sign_query([*request.params, *extra])
         return URL(f"{self.base_url}{request.path}{'?' if query else ''}{query}", encoded=True), headers
 
     async def _exchange(self, request: _Request, url: URL, headers: dict[str, str], ticket: Ticket) -> Any:
