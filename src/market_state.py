@@ -58,6 +58,7 @@ from src.ring_buffer import (
     HEALED,
     MARK,
     QUOTE,
+    SLOT_DTYPE,
     SLOT_WORDS,
     STATE,
     TIME,
@@ -292,6 +293,12 @@ class MarketState:
         position = consume_slots(self.market, words, words.view(np.float64), (first, last, 0, 0))
         return self._batch(position < len(slots), 0)
 
+    def warm_up(self) -> None:
+        """Compile what ``consume`` and ``consume_array`` run. Changes nothing but the batch fields of the tally."""
+        words = np.zeros(CONTROL_WORDS, np.uint64)
+        consume_ring(self.market, words, words.view(np.float64), 0)
+        self.consume_array(np.empty(0, SLOT_DTYPE), 0)
+
     def _batch(self, more: bool, now_ns: int) -> Batch:
         m = self.market
         consumed, fired, outcomes, closed, base_closed, _, oldest, newest = m.tally[list(BATCH_FIELDS)][0].item()
@@ -332,7 +339,7 @@ class MarketState:
         else:
             edge_ms = until_ms - until_ms % candle_ms
             base = base[base[:, OPEN_MS] + candle_ms <= edge_ms]
-        live = m.frames[BASE, i].open_bar.copy()
+        live = m.frames["open_bar"][BASE, i].copy()
         if keep := bool(live["end_ms"] > 0 and live["open_ms"] >= edge_ms):
             own = self.candles(i, candle_ms)
             base, edge_ms = np.concatenate([base, own[own[:, OPEN_MS] >= edge_ms]]), int(live["open_ms"])

@@ -46,7 +46,7 @@ PIVOT_LEFT, PIVOT_RIGHT = 3, 3
 LEG_BARS_MAX = 120
 ZONE_BARS_MAX, SWEEP_BARS_MAX = 150, 20
 """Zones older than this many bars end."""
-GAP_MIN_ATR = 0.1
+GAP_MIN_ATR = 0.2
 SWEEP_NEAR_BARS = 5
 """A block counts as swept-before when the sweep happened at most this many bars before its candle."""
 ZONES_PER_KIND, LEVELS_PER_SIDE, EVENTS_MAX = 8, 8, 64
