@@ -34,6 +34,10 @@ columns in [] may be missing; without symbol it is read from the file's name (BT
 binance_spot_BTCUSDT_aggTrades_2024-01-01.parquet); times are UTC: ms, µs or ns since 1970, or a timestamp column;
 each symbol's rows are sorted by time; one candle interval of 1m to 1d for all"""
 
+EXPECTED = ("a Parquet file, or a folder of them, of candles (open_time, open, high, low, close, volume) or of trades (transact_time, "
+            "price, qty, is_buyer_maker), each symbol's rows sorted by time")
+"""``ACCEPTED`` in a line, for error texts."""
+
 INTERVALS_MS = tuple(minutes * 60_000 for minutes in (1, 3, 5, 15, 30, 60, 120, 240, 360, 480, 720, 1440))
 ROWS_MAX = 60_000_000
 """More than this would not fit beside the daemon in a small machine's memory."""
@@ -109,13 +113,30 @@ class _Asked:
     value: str
 
     def refuse(self, why: str) -> NoReturn:
-        raise Fatal(f"{self.setting}={self.value}: {why}. It must be {ACCEPTED}", setting=self.setting, value=self.value)
+        raise Fatal(f"{self.setting}={self.value}: {why}. Wanted: {EXPECTED}", setting=self.setting, value=self.value)
 
 
 def load_recording(path: str, *, symbols: Sequence[str] = (), setting: str = "SIM_DATA") -> Recording:
     """Read and check a recording; with ``symbols``, only those. Fatal, naming ``setting``, for everything that is not as accepted."""
     asked = _Asked(setting, path)
     files = _files(path, asked)
+    candles, trades = _load(files, symbols, asked)
+    if candles and trades:
+        asked.refuse("it mixes files of candles and of trades")
+    found = sorted({*candles, *trades})
+    missing = [symbol for symbol in symbols if symbol not in found]
+    if missing or not found:
+        asked.refuse(f"it does not hold {', '.join(missing)}" if missing else "it holds no rows")
+    joined_candles = {s: _join(candles[s], s, asked) for s in found if candles}
+    joined_trades = {s: _join(trades[s], s, asked) for s in found if trades}
+    for symbol, rows in joined_trades.items():
+        if rows.agg_id is not None:
+            _demand(np.diff(rows.agg_id, prepend=rows.agg_id[0] - 1) > 0, "the trade ids do not rise", symbol, asked)
+    interval = _interval(joined_candles, asked) if candles else 0
+    return Recording(joined_candles, joined_trades, interval, _identity(files))
+
+
+def _load(files: Sequence[Path], symbols: Sequence[str], asked: _Asked) -> tuple[dict[str, list[Candles]], dict[str, list[TradeRows]]]:
     candles: dict[str, list[Candles]] = {}
     trades: dict[str, list[TradeRows]] = {}
     rows = 0
@@ -123,26 +144,18 @@ def load_recording(path: str, *, symbols: Sequence[str] = (), setting: str = "SI
         table, kind = _read(file, asked)
         rows += table.num_rows
         if rows > ROWS_MAX:
-            asked.refuse(f"it holds more than {ROWS_MAX:,} rows; choose fewer files or symbols")
+            asked.refuse(f"it holds more than {ROWS_MAX:,} rows; choose fewer files")
         for symbol, part in _by_symbol(table, file, asked):
             if symbols and symbol not in symbols:
                 continue
-            if kind == "candles":
-                candles.setdefault(symbol, []).append(_candles(part, f"{file.name}, {symbol}", asked))
-            else:
-                trades.setdefault(symbol, []).append(_trades(part, f"{file.name}, {symbol}", asked))
-    if candles and trades:
-        asked.refuse("it mixes files of candles and of trades")
-    found = sorted({*candles, *trades})
-    if not found:
-        asked.refuse(f"it holds none of {', '.join(symbols)}" if symbols else "it holds no rows")
-    missing = [s for s in symbols if s not in found]
-    if missing:
-        asked.refuse(f"it does not hold {', '.join(missing)}")
-    joined_candles = {s: _join(candles[s], s, asked) for s in found if candles}
-    joined_trades = {s: _join(trades[s], s, asked) for s in found if trades}
-    interval = _interval(joined_candles, asked) if candles else 0
-    return Recording(joined_candles, joined_trades, interval, _identity(files))
+            where = f"{file.name}, {symbol}"
+            if kind == "trades":
+                trades.setdefault(symbol, []).append(_trades(part, where, asked))
+                continue
+            found = _candles(part, where, asked)
+            if len(found.time_ms):
+                candles.setdefault(symbol, []).append(found)
+    return candles, trades
 
 
 def _files(path: str, asked: _Asked) -> list[Path]:
@@ -277,9 +290,10 @@ def _candles(table: pa.Table, where: str, asked: _Asked) -> Candles:
     return _pick(found, ~outage) if outage.any() else found
 
 
-def _pick(rows: Rows, keep: NDArray[np.bool_]) -> Rows:
+def _pick(rows: Candles, keep: NDArray[np.bool_]) -> Candles:
     columns = {f.name: getattr(rows, f.name) for f in fields(rows)}
-    return type(rows)(**{name: None if v is None else v[keep] for name, v in columns.items()})
+    kept: dict[str, Any] = {name: None if values is None else values[keep] for name, values in columns.items()}
+    return Candles(**kept)
 
 
 def _trades(table: pa.Table, where: str, asked: _Asked) -> TradeRows:
@@ -290,8 +304,6 @@ def _trades(table: pa.Table, where: str, asked: _Asked) -> TradeRows:
     _demand(np.diff(found.time_ms, prepend=found.time_ms[0]) >= 0, "the times do not rise", where, asked)
     _demand(price > 0, "a price is not above 0", where, asked)
     _demand(qty > 0, "a quantity is not above 0", where, asked)
-    if found.agg_id is not None:
-        _demand(np.diff(found.agg_id, prepend=found.agg_id[0] - 1) > 0, "the trade ids do not rise", where, asked)
     if found.first_id is not None and found.last_id is not None:
         _demand(found.last_id >= found.first_id, "last_id is below first_id", where, asked)
     return found

@@ -72,8 +72,19 @@ def open_market(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | N
 
     Fatal: an unknown kind or symbol, a recording that cannot be used, or a resume state that belongs to another market.
     """
+    market: Market
     if kind == "synthetic":
-        return open_synthetic(symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
-    if kind == "replay":
-        return open_replay(path=path, symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
-    raise Fatal(f"SIM_SOURCE is {kind!r}, and must be one of {', '.join(KINDS)}", setting="SIM_SOURCE", value=kind)
+        market = open_synthetic(symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
+    elif kind == "replay":
+        market = open_replay(path=path, symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
+    else:
+        raise Fatal(f"SIM_MARKET is {kind!r}, and must be one of {', '.join(KINDS)}", setting="SIM_MARKET", value=kind)
+    _compile(market)
+    return market
+
+
+def _compile(market: Market) -> None:
+    """Have the kernels compiled (or loaded) now, and not at the first trade."""
+    market.trades(market.open_ms, market.open_ms + 1)
+    market.klines(0, 60_000, market.open_ms - 600_000, market.open_ms, market.open_ms)
+    market.klines(0, 1_000, market.open_ms - 600_000, market.open_ms, market.open_ms)

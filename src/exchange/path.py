@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from src.error_handler import Fatal
 from src.exchange.expansion import (
     BAR_DTYPE,
     KLINE_DTYPE,
@@ -34,7 +37,7 @@ INTERVAL_MIN_MS = 1_000
 EXACT_QUOTE_MAX_MS = 900_000
 """Up to this interval a candle's quote volume is summed over its trades; above, over volume × (O+H+L+C)/4 of its parts (within 0.01 %),
 since expanding months of trades for a statistic would hold up the venue."""
-BLOCKS_KEPT = 3
+BLOCKS_KEPT = 2
 AGG_LIMIT_MAX = 1_000
 
 
@@ -111,15 +114,15 @@ def no_bars() -> Bars:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The trades of all symbols within one bar: in time order, with their times beside, and symbol after symbol."""
+    """The trades of all symbols within one bar in time order, their times beside, and where in it each symbol's are (symbol by symbol)."""
 
     merged: Trades
     times: Ints
-    by_symbol: Trades
+    places: NDArray[np.int32]
     offsets: Ints
 
     def of(self, index: int) -> Trades:
-        return self.by_symbol[self.offsets[index] : self.offsets[index + 1]]
+        return self.merged[self.places[self.offsets[index] : self.offsets[index + 1]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,18 @@ class Opening:
     start_ms: int
     open_ms: int
     end_ms: int | None
+
+
+def check_resume(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Fatal, naming the field, where a saved market is not the one this run would open."""
+    for field, value in wanted.items():
+        if saved.get(field) != value:
+            raise Fatal(
+                f"the exchange's saved market has {field} {saved.get(field)!r} and this run asks for {value!r}; "
+                "run it with the same settings as before, or with an empty STATE_DIR",
+                setting="STATE_DIR",
+                field=field,
+            )
 
 
 class PathMarket:
@@ -170,8 +185,10 @@ class PathMarket:
             by_symbol = np.concatenate(each)
             order = np.argsort(by_symbol["time_ms"], kind="stable")
             merged = by_symbol[order]
+            places = np.empty(len(order), np.int32)
+            places[order] = np.arange(len(order), dtype=np.int32)
             offsets = np.r_[0, np.cumsum([len(x) for x in each])]
-            block = self._blocks[key] = Block(merged, np.ascontiguousarray(merged["time_ms"]), by_symbol, offsets)
+            block = self._blocks[key] = Block(merged, np.ascontiguousarray(merged["time_ms"]), places, offsets)
             if len(self._blocks) > BLOCKS_KEPT:
                 self._blocks.popitem(last=False)
         return block
@@ -189,8 +206,9 @@ class PathMarket:
         a, b = np.searchsorted(found["time_ms"], (from_ms, to_ms))
         return found[a:b]
 
-    def agg_trades(self, symbol_index: int, *, from_ms: int | None = None, to_ms: int | None = None, from_id: int | None = None,
-                   limit: int = 500) -> Trades:
+    def agg_trades(
+        self, symbol_index: int, *, from_ms: int | None = None, to_ms: int | None = None, from_id: int | None = None, limit: int = 500
+    ) -> Trades:
         first_ms, end_ms = self._source.span(symbol_index)
         limit = min(limit, AGG_LIMIT_MAX)
         to = min(x for x in (to_ms, end_ms, self.end_ms, first_ms + 100_000 * DAY_MS) if x is not None)
@@ -239,7 +257,8 @@ class PathMarket:
         """Candles of the trades with from_ms ≤ time < to_ms; out of whole bars as far as they go, of trades where a bar is cut."""
         bar = self._bar_ms
         if interval_ms % bar:
-            return candles_of(self._trades_of(index, from_ms, to_ms), interval_ms)
+            cuts = [from_ms, *range((from_ms // DAY_MS + 1) * DAY_MS, to_ms, DAY_MS), to_ms]
+            return np.concatenate([candles_of(self._trades_of(index, a, b), interval_ms) for a, b in pairwise(cuts)])
         whole_to = to_ms // bar * bar
         whole = self._source.candles(index, from_ms, whole_to, exact_quote=interval_ms <= EXACT_QUOTE_MAX_MS)
         cut = candles_of(self._trades_of(index, whole_to, to_ms), bar)

@@ -20,6 +20,7 @@ from src.error_handler import Fatal
 
 UNIVERSE_MAX = 600
 QUOTE = "USDT"
+_QUOTES = (QUOTE, "USDC", "FDUSD", "BUSD", "USD1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +205,13 @@ def derived_spec(symbol: str, *, price: float, price_digits: int, quantity_digit
 
 
 def _made(symbol: str, tick: Decimal, step: Decimal, *, derived: bool) -> SymbolSpec:
-    base = symbol.removesuffix(QUOTE)
+    quote = next((q for q in _QUOTES if symbol.endswith(q)), QUOTE)
+    base = symbol.removesuffix(quote)
     largest = step * 10_000_000
     return SymbolSpec(symbol, base, _digits(tick), _digits(step), tick, step, min_price=tick, max_price=tick * 100_000_000, min_qty=step,
                       max_qty=largest, market_max_qty=largest / 10, min_notional=Decimal(5), band=Decimal("0.15"),
                       liquidation_fee=Decimal("0.015000"), trigger_protect=Decimal("0.1500"), onboard_ms=1_640_995_200_000,
-                      brackets=_BRACKETS.get(base, DEFAULT_BRACKETS), funding_interval_hours=4, derived=derived)
+                      brackets=_BRACKETS.get(base, DEFAULT_BRACKETS), funding_interval_hours=4, derived=derived, quote=quote)
 
 
 def _digits(unit: Decimal) -> int:

@@ -1,13 +1,14 @@
 """A made-up market: seeded, endless, without an edge.
 
-The log price of a symbol is beta times a market path plus a path of its own. Each path is a martingale (but for a pull towards its start of
-0.1 % of the distance a day, so that years do not carry a price off its ticks): first its variance is laid out in time (calm, normal and storm hours by
-a Markov chain, the hours of the day, flickering minutes, rare jumps), then a normal walk of that variance is drawn. Variance knows nothing of
-direction, so nothing that can be seen tells the sign of the next move; its flicker and jumps make the tails fat.
+The log price of a symbol is beta times a market path plus a path of its own. Each path is a martingale (but for a pull towards its start
+of 0.1 % of the distance a day, so that years do not carry a price off its ticks): first its variance is laid out in time (calm, normal
+and storm hours by a Markov chain, the hours of the day, flickering minutes, rare jumps), then a normal walk of that variance is drawn.
+Variance knows nothing of direction, so nothing that can be seen tells the sign of the next move; its flicker and jumps make fat tails.
 
-Any day can be made alone. Where each day starts is settled first: a row of chance per symbol and day (``_Calendar``), from the origin
-on. Within the day the walk is pinned to both ends, which leaves its law as it was. Candles are made a day and a symbol at a time, when asked for; the days
-around the present are kept. Trades per day are settled with the day's variance, so ids are continuous and any of them can be found at once.
+Any day can be made alone. Where each day starts is settled first: a row of chance per symbol and day (``_Calendar``), from the origin on.
+Within the day the walk is pinned to both ends, which leaves its law as it was. Candles are made a day and a symbol at a time, when asked
+for; the days around the present are kept. How many trades a day has is settled with its variance, so ids have no hole and any can be
+found at once.
 """
 
 from __future__ import annotations
@@ -22,9 +23,8 @@ import numpy as np
 from numpy.random import Generator, Philox
 from numpy.typing import NDArray
 
-from src.error_handler import Fatal
 from src.exchange.expansion import BAR_DTYPE, Bars, Floats, Grain, Ints, count_by_liquidity, key_of, spread_by_liquidity
-from src.exchange.path import DAY_MS, ExpandedSource, Opening, PathMarket, no_bars
+from src.exchange.path import DAY_MS, ExpandedSource, Opening, PathMarket, check_resume, no_bars
 from src.exchange.symbols import DEFAULT_UNIVERSE, SymbolSpec, invented_price, spec
 
 BAR_MS = 60_000
@@ -43,8 +43,10 @@ REGIME_VARIANCE = np.array([0.35, 1.0, 5.0])
 _STAY_OR_DOWN = np.array([0.0, 0.030, 0.13])
 _UP = np.array([0.050, 0.020, 0.0])
 """Chance within an hour to fall to the calmer regime, and to rise to the wilder one."""
-HOUR_VARIANCE = np.array([1.2, 1.1, 1.0, 0.9, 0.8, 0.75, 0.75, 0.85, 1.0, 1.0, 0.95, 0.9, 1.0, 1.5, 1.8, 1.6, 1.35, 1.15, 1.0, 0.95, 0.9, 0.85,
-                          0.8, 0.9])
+HOUR_VARIANCE = np.array([
+    1.2, 1.1, 1.0, 0.9, 0.8, 0.75, 0.75, 0.85, 1.0, 1.0, 0.95, 0.9, 1.0, 1.5, 1.8, 1.6, 1.35, 1.15, 1.0, 0.95, 0.9, 0.85, 0.8, 0.9,
+])
+"""By the hour of the day (UTC)."""
 _JUMP_CHANCE = 1 / 4_000
 _JUMP_VARIANCE = 60.0
 _FIRST_AGG_ID, _FIRST_RAW_ID = 1_000_000, 2_500_000
@@ -53,8 +55,8 @@ _MARKET = "*MARKET*"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What a symbol is like. ``price``: USDT at the origin; ``sigma``: daily volatility of its own path in a normal day; ``beta``: share of the market's;
-    ``flicker``: spread of log volatility from minute to minute; ``quote_per_minute``: turnover (USDT)."""
+    """What a symbol is like. ``price``: USDT at the origin; ``sigma``: daily volatility of its own path in a normal day; ``beta``: share of
+    the market's; ``flicker``: spread of log volatility from minute to minute; ``quote_per_minute``: turnover (USDT)."""
 
     price: float
     sigma: float
@@ -63,16 +65,19 @@ class Profile:
     quote_per_minute: float
 
 
-_MARKET_PROFILE = Profile(1.0, 0.0168, 1.0, 0.62, 0.0)
+_MARKET_PROFILE = Profile(1.0, 0.0175, 1.0, 0.62, 0.0)
 
 _PROFILES = {
-    "BTC": (98_000, 0.002, 0.95, 10.0e6), "ETH": (3_400, 0.014, 1.35, 8.0e6), "BNB": (920, 0.010, 0.90, 0.9e6), "SOL": (168, 0.022, 1.50, 2.4e6),
-    "XRP": (2.35, 0.022, 1.30, 1.5e6), "DOGE": (0.185, 0.024, 1.60, 1.0e6), "ADA": (0.62, 0.025, 1.45, 420e3), "TRX": (0.31, 0.012, 0.50, 160e3),
-    "LINK": (16.2, 0.025, 1.45, 330e3), "AVAX": (19.5, 0.027, 1.50, 260e3), "LTC": (97, 0.023, 1.10, 240e3), "BCH": (520, 0.023, 1.10, 180e3),
-    "DOT": (3.1, 0.026, 1.40, 130e3), "SUI": (2.3, 0.030, 1.60, 700e3), "NEAR": (2.6, 0.030, 1.50, 150e3), "APT": (3.2, 0.030, 1.50, 120e3),
-    "ARB": (0.31, 0.030, 1.55, 170e3), "OP": (0.42, 0.030, 1.55, 110e3), "UNI": (6.4, 0.029, 1.45, 190e3), "1000PEPE": (0.0068, 0.033, 1.75, 650e3),
-    "1000SHIB": (0.0098, 0.025, 1.40, 140e3), "XLM": (0.28, 0.025, 1.25, 120e3), "HBAR": (0.17, 0.027, 1.35, 120e3), "TAO": (340, 0.032, 1.40, 150e3),
-    "AAVE": (200, 0.027, 1.40, 150e3), "XMR": (350, 0.024, 0.60, 60e3), "ZEC": (420, 0.045, 0.80, 600e3), "HYPE": (41, 0.033, 1.30, 800e3),
+    "BTC": (98_000, 0.002, 0.95, 10.0e6), "ETH": (3_400, 0.014, 1.35, 8.0e6), "BNB": (920, 0.010, 0.90, 0.9e6),
+    "SOL": (168, 0.022, 1.50, 2.4e6), "XRP": (2.35, 0.022, 1.30, 1.5e6), "DOGE": (0.185, 0.024, 1.60, 1.0e6),
+    "ADA": (0.62, 0.025, 1.45, 420e3), "TRX": (0.31, 0.012, 0.50, 160e3), "LINK": (16.2, 0.025, 1.45, 330e3),
+    "AVAX": (19.5, 0.027, 1.50, 260e3), "LTC": (97, 0.023, 1.10, 240e3), "BCH": (520, 0.023, 1.10, 180e3),
+    "DOT": (3.1, 0.026, 1.40, 130e3), "SUI": (2.3, 0.030, 1.60, 700e3), "NEAR": (2.6, 0.030, 1.50, 150e3),
+    "APT": (3.2, 0.030, 1.50, 120e3), "ARB": (0.31, 0.030, 1.55, 170e3), "OP": (0.42, 0.030, 1.55, 110e3),
+    "UNI": (6.4, 0.029, 1.45, 190e3), "1000PEPE": (0.0068, 0.033, 1.75, 650e3), "1000SHIB": (0.0098, 0.025, 1.40, 140e3),
+    "XLM": (0.28, 0.025, 1.25, 120e3), "HBAR": (0.17, 0.027, 1.35, 120e3), "TAO": (340, 0.032, 1.40, 150e3),
+    "AAVE": (200, 0.027, 1.40, 150e3), "XMR": (350, 0.024, 0.60, 60e3), "ZEC": (420, 0.045, 0.80, 600e3),
+    "HYPE": (41, 0.033, 1.30, 800e3),
 }
 """Start price, own daily volatility, beta, turnover a minute."""
 
@@ -245,7 +250,8 @@ class SyntheticBars:
     def _walk_of(self, day: int, column: int, name: str, flicker: float) -> _Walk:
         row, calendar = day - self._origin, self._calendar
         goal = float(calendar.start[row + 1, column] - calendar.start[row, column])
-        return _walk(_chance(self._seed, name, f"day {day}"), calendar.hours[row, :, column], float(calendar.variance[row, column]), flicker, goal)
+        total = float(calendar.variance[row, column])
+        return _walk(_chance(self._seed, name, f"day {day}"), calendar.hours[row, :, column], total, flicker, goal)
 
     def _market_walk(self, day: int) -> _Walk:
         walk = self._market.get(day)
@@ -301,11 +307,12 @@ def _share(total: int, weight: Floats) -> Ints:
     """``total`` split by weights into whole numbers that add up to it."""
     ends = np.floor(np.cumsum(weight) * (total / weight.sum())).astype(np.int64)
     ends[-1] = total
-    return np.diff(ends, prepend=0)
+    parts: Ints = np.diff(ends, prepend=0)
+    return parts
 
 
 def _draw_ranges(bars: Bars, chance: Generator, level: Floats, variance: Floats) -> None:
-    """Open, high, low and close (ticks) of a walk through the given log levels (1441, of the price in ticks): extremes by the law of a bridge."""
+    """Open, high, low and close (ticks) of a walk through 1441 log levels (of the price in ticks): extremes by the law of a bridge."""
     depth = -2.0 * variance * np.log(1.0 - chance.random((2, MINUTES)))
     move = np.diff(level)
     top = level[:-1] + 0.5 * (move + np.sqrt(move**2 + depth[0]))
@@ -315,19 +322,12 @@ def _draw_ranges(bars: Bars, chance: Generator, level: Floats, variance: Floats)
         bars[name] = values
 
 
-def _check_resume(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for field, value in wanted.items():
-        if saved.get(field) != value:
-            raise Fatal(f"the exchange's saved market has {field} {saved.get(field)!r} and this run asks for {value!r}; run it with the same "
-                        "settings, or start with an empty STATE_DIR", setting="STATE_DIR", field=field)
-
-
 def open_synthetic(*, symbols: tuple[str, ...], seed: int, now_ms: int, resume: dict[str, Any] | None) -> PathMarket:
     """The made-up market whose live trading opens at ``now_ms``, or, resumed, opened when it first did."""
     names = symbols or DEFAULT_UNIVERSE
     identity = {"kind": "synthetic", "path_version": PATH_VERSION, "seed": seed, "symbols": list(names)}
     if resume is not None:
-        _check_resume(resume, identity)
+        check_resume(resume, identity)
     open_ms = now_ms if resume is None else int(resume["open_ms"])
     origin = open_ms // DAY_MS - HISTORY_DAYS if resume is None else int(resume["origin_day"])
     specs = tuple(spec(name) for name in names)
