@@ -8,7 +8,8 @@ Invariants:
 * the waiting queue is bounded: the least important waits first in line to be refused, with ``Retryable``;
 * a request is counted when it is let through, whether or not an answer comes.
 
-Time is whatever ``window_ms`` shows (the venue's clock: in ``sim`` it runs at ``speed``); waiting is wall time.
+Time is whatever ``window_ms`` shows, running at ``speed``: the venue's minutes. The local exchange counts in minutes of wall time from t0
+(``Clock.unscaled_ms``), which is the same as market time wherever that is not accelerated. Waiting is wall time.
 """
 
 from __future__ import annotations
@@ -187,10 +188,9 @@ class Governor:
         if error.fields.get("code") == -1015:
             self._learn_orders(self._limits.orders_10s, 0, now_ms)
             return
-        until = error.fields.get("banned_until_ms")
-        after_s = error.fields.get("retry_after_s")
-        if until is None:
-            until = now_ms + int(after_s * 1000 * self._speed) if after_s is not None else (now_ms // MINUTE_MS + 1) * MINUTE_MS
+        until = error.fields.get("banned_until_ms", (now_ms // MINUTE_MS + 1) * MINUTE_MS)
+        if (after_s := error.fields.get("retry_after_s")) is not None:
+            until = now_ms + int(after_s * 1000 * self._speed)
         self._blocked_until_ms = max(self._blocked_until_ms, int(until))
         self.bans += 1
 

@@ -186,6 +186,11 @@ async def brackets(rest: Rest, symbol: str | None = None) -> dict[str, list[Brac
     return found
 
 
+async def maintenance_rates(rest: Rest) -> dict[str, Decimal]:
+    """Maintenance margin as a fraction of the notional by symbol, in the lowest bracket; larger positions need more. Weight 1."""
+    return {symbol: table[0].rate for symbol, table in (await brackets(rest)).items() if table}
+
+
 async def symbol_config(rest: Rest, symbol: str | None = None) -> dict[str, SymbolConfig]:
     """Margin type and leverage by symbol. Weight 5."""
     found: dict[str, SymbolConfig] = await rest.get("/fapi/v1/symbolConfig", {"symbol": symbol} if symbol else {}, weight=5, signed=True,
