@@ -55,6 +55,10 @@ class Clock:
         """Market time at a moment of CLOCK_MONOTONIC (nanoseconds)."""
         return self.t0_ms + int(self.speed * (monotonic - self.m0_ns)) // MS
 
+    def unscaled_ms(self) -> int:
+        """Wall time on the run's calendar: ``t0`` at ``m0``, never faster than the wall. Request limits of the local exchange run by it."""
+        return self.t0_ms + (time.monotonic_ns() - self.m0_ns) // MS
+
     def wall_s(self, market_ms: float) -> float:
         """How many wall seconds a span of market time takes."""
         return market_ms / 1000.0 / self.speed

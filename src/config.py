@@ -28,9 +28,9 @@ INTERVALS_MS = {
     "1s": 1_000, "5s": 5_000, "15s": 15_000, "30s": 30_000, "1m": 60_000, "3m": 180_000, "5m": 300_000, "15m": 900_000, "30m": 1_800_000,
     "1h": 3_600_000, "2h": 7_200_000, "4h": 14_400_000, "6h": 21_600_000, "8h": 28_800_000, "12h": 43_200_000, "1d": 86_400_000,
 }  # fmt: skip
-SIM_KEY = "aegis-sim-account"
-SIM_SECRET = "local-books-only-no-money"
-"""The account of the spawned local exchange. It opens nothing but play money on loopback."""
+SIM_KEY = "playmoney" * 7 + "x"
+SIM_SECRET = "onloopback" * 6 + "only"
+"""The local exchange's account unless another is named: 64 characters each, as the venue's are. They open nothing but play money."""
 VENUE_DOMAINS = ("binance.com", "binancefuture.com")
 
 Default = Any | Callable[[str], Any]

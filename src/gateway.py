@@ -26,6 +26,7 @@ from src.venue.ws_api import WsApi
 CONTACT_NS = 5_000_000_000
 ENTRY_WINDOW_MS = 2_000
 """An entry that reaches the venue later than this is refused there: its signal is stale."""
+REDUCE_WINDOW_MS = 5_000
 LOOK_BACK_MS = 60_000
 Call = asyncio.Future[Any]
 
@@ -53,7 +54,7 @@ class Gateway:
 
     def entry(self, approved: Approved, client_id: str) -> Call:
         params = orders.entry(self._rules[approved.symbol], approved.side, approved.qty, approved.price, client_id)
-        return self._write("order.place", "POST", "/fapi/v1/order", params, window_ms=ENTRY_WINDOW_MS)
+        return self._write("order.place", "POST", "/fapi/v1/order", params, entry=True)
 
     def guard(self, action: SendGuard) -> Call:
         build = orders.stop if action.role is Role.STOP else orders.target
@@ -67,13 +68,19 @@ class Gateway:
         return self._write("order.place", "POST", "/fapi/v1/order", orders.market_exit(rules, action.side, qty, action.client_id))
 
     def cancel_guard(self, client_id: str) -> Call:
-        return self._write("algoOrder.cancel", "DELETE", "/fapi/v1/algoOrder", {"clientAlgoId": client_id})
+        return self._write("algoOrder.cancel", "DELETE", "/fapi/v1/algoOrder", orders.cancel_algo(client_id))
 
-    def _write(self, method: str, verb: str, path: str, params: Mapping[str, str], *, window_ms: int = 5_000) -> Call:
-        call: Call
+    def _write(self, method: str, verb: str, path: str, params: Mapping[str, str], *, entry: bool = False) -> Call:
+        window_ms = ENTRY_WINDOW_MS if entry else REDUCE_WINDOW_MS
+        call: Call | None = None
         if self.ws.is_up:
-            call = self.ws.call(method, dict(params) | {"recvWindow": window_ms})
-        else:
+            try:
+                call = self.ws.call(method, params, recv_window_ms=window_ms)
+            except AegisError as error:  # not a byte has left
+                if entry:
+                    call = asyncio.get_running_loop().create_future()
+                    call.set_exception(error)
+        if call is None:
             call = asyncio.ensure_future(self.rest.send(verb, path, params, recv_window_ms=window_ms, priority=Priority.PROTECT))
         call.add_done_callback(self._heard)
         return call

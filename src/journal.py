@@ -35,6 +35,9 @@ CREATE TABLE IF NOT EXISTS slots(symbol TEXT PRIMARY KEY, body TEXT NOT NULL) ST
 CREATE TABLE IF NOT EXISTS trades(id INTEGER PRIMARY KEY, symbol TEXT NOT NULL, side TEXT NOT NULL, qty TEXT NOT NULL,
   entry_price TEXT NOT NULL, exit_price TEXT NOT NULL, entry_time_ms INTEGER NOT NULL, exit_time_ms INTEGER NOT NULL,
   realised TEXT NOT NULL, commission TEXT NOT NULL, confidence REAL NOT NULL, source TEXT NOT NULL, reason TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS outcomes(id INTEGER NOT NULL, symbol TEXT NOT NULL, kind INTEGER NOT NULL, side INTEGER NOT NULL,
+  armed_ms INTEGER NOT NULL, entered_ms INTEGER NOT NULL, ended_ms INTEGER NOT NULL, result INTEGER NOT NULL, gross_r REAL NOT NULL,
+  cost_share REAL NOT NULL, score REAL NOT NULL, confidence REAL NOT NULL, features BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS latches(name TEXT PRIMARY KEY, reason TEXT NOT NULL, set_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS money(time_ms INTEGER NOT NULL, reason TEXT NOT NULL, wallet TEXT NOT NULL, transfer TEXT NOT NULL) STRICT;
 """
@@ -138,6 +141,14 @@ class Journal:
         with self._guarded() as db:
             db.execute(f"INSERT INTO trades({','.join(names)}) VALUES({','.join('?' * len(names))})",
                        [str(v) if isinstance(v, Decimal) else v for v in row.values()])
+
+    def outcomes(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """What became of setups, taken or not: the experience a student learns from. Columns as in the schema; features as f64 bytes."""
+        with self._guarded() as db:
+            db.executemany("INSERT INTO outcomes VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
+
+    def trade_count(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM trades").fetchone()[0])
 
     # latches, money and memory of small things
 

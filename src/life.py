@@ -7,6 +7,7 @@ cannot go on without (Fatal) is said over the pipe before it exits with 2; any o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -25,10 +26,11 @@ from src.config import Settings
 from src.counters import READY, STOPPING, Block, Counters
 from src.error_handler import Fatal, failure, hide, setup_logging
 
-try:
-    from uvloop import new_event_loop
-except ImportError:  # a platform without uvloop
-    from asyncio import new_event_loop
+new_event_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+with contextlib.suppress(ImportError):  # a platform without uvloop
+    import uvloop
+
+    new_event_loop = uvloop.new_event_loop
 
 BEAT_S = 1.0
 ORPHAN_S = 8.0
@@ -93,11 +95,15 @@ async def _main(life: Life, main: Callable[[Life], Awaitable[None]]) -> None:
         raise life.failed[0]
 
 
+def _rss_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
 async def _beat(life: Life) -> None:
     """Once a second, from the loop itself: a loop that hangs does not beat."""
     while True:
         life.block.beat(monotonic_ns())
-        life.block.set("rss_bytes", int(Path("/proc/self/statm").read_text().split()[1]) * PAGE)
+        life.block.set("rss_bytes", _rss_bytes())
         await asyncio.sleep(BEAT_S)
 
 

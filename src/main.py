@@ -113,7 +113,7 @@ def _validate_keys(settings: Settings) -> None:
     async def validate() -> None:
         clock = real_clock()
         keys = Credentials(settings.binance_api_key, settings.binance_api_secret)
-        rest = Rest(endpoints(settings).rest, clock=clock, governor=Governor(clock.market_ms), credentials=keys)
+        rest = Rest(endpoints(settings).rest, clock=clock, governor=Governor(clock.unscaled_ms), credentials=keys)
         try:
             await validate_binance_keys(rest)
         finally:

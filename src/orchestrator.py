@@ -127,7 +127,7 @@ class Orchestrator:
 async def run_orchestrator(life: Life, urls: Endpoints, clock: Clock, control: Connection, keys: tuple[str, str]) -> None:
     """Until ``life.stop``."""
     s = life.settings
-    governor = Governor(clock.market_ms, speed=clock.speed)
+    governor = Governor(clock.unscaled_ms)
     rest = Rest(urls.rest, clock=clock, governor=governor, credentials=Credentials(*keys))
     dispatcher = Dispatcher(workers=1)
     orchestrator = Orchestrator(life, rest, clock, control, dispatcher)

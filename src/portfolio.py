@@ -460,6 +460,10 @@ class Portfolio:
         return Position(slot.symbol, slot.side, slot.qty, slot.entry_price, slot.confidence, slot.source, slot.entry_time_ms,
                         slot.commission, slot.commission + closing, slot.realised)  # fmt: skip
 
+    def in_flight(self) -> bool:
+        """Whether an order of ours waits for its answer, or a position for its stop."""
+        return any(s.state is State.OPENING or (s.state is State.OPEN and not s.protected) for s in self.slots.values())
+
     def positions(self) -> list[Position]:
         return [self.position(s) for s in self.slots.values() if s.qty > 0]
 

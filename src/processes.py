@@ -61,7 +61,7 @@ async def _universe(life: Life, urls: Endpoints, clock: Clock) -> Any:
     from src.venue.rest import Rest
 
     s = life.settings
-    rest = Rest(urls.rest, clock=clock, governor=Governor(clock.market_ms, speed=clock.speed))
+    rest = Rest(urls.rest, clock=clock, governor=Governor(clock.unscaled_ms))
     try:
         rules, _ = await symbol_rules(rest)
         volumes = await volumes_24h(rest)
@@ -84,9 +84,9 @@ def _progress(life: Life) -> Callable[[int, int, str], None]:
 def brain(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: Any, urls: Endpoints, clock: Clock,
           control: Connection) -> None:  # fmt: skip
     async def main(life: Life) -> None:
-        from src.brain import run_brain
+        from src.brain_process import Given, run_brain
 
-        await run_brain(life, ring, urls, clock, control, credentials(settings), _progress(life))
+        await run_brain(life, Given(ring, urls, clock, control, credentials(settings)), _progress(life))
 
     live(name, pipe, settings, counters, main)
 

@@ -38,8 +38,15 @@ async def recover(trade: Trade, journal: Journal, portfolio: Portfolio, gateway:
 
 
 async def reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock: Clock) -> None:
-    """Positions, orders and stops of the venue against ours; then opening is allowed again."""
+    """Positions, orders and stops of the venue against ours; then opening is allowed again. One at a time."""
     trade.holds["reconcile"] = "reconciling with the venue"
+    async with trade.reconciling:
+        await _reconcile(trade, portfolio, gateway, clock)
+    trade.holds.pop("reconcile", None)
+    trade.holds.pop("start", None)
+
+
+async def _reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock: Clock) -> None:
     account, guards = await _snapshot(gateway)
     symbols = set(portfolio.slots)
     trade.account = Account(account.wallet, _foreign_unrealised(account, symbols), account.positions, account.as_of_ms or clock.market_ms())
@@ -49,8 +56,6 @@ async def reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock:
     _count_foreign(trade, portfolio, account.positions, clock)
     await _cancel_orphans(trade, portfolio, gateway, guards)
     trade.run(portfolio.tick(monotonic_ns(), clock.market_ms(), contact=gateway.contact(monotonic_ns())))
-    trade.holds.pop("reconcile", None)
-    trade.holds.pop("start", None)
 
 
 async def _snapshot(gateway: Gateway) -> tuple[Account, list[AlgoUpdate]]:
@@ -65,7 +70,8 @@ async def _snapshot(gateway: Gateway) -> tuple[Account, list[AlgoUpdate]]:
     raise AssertionError("the last try returns or raises")
 
 
-async def _reconcile_slot(trade: Trade, portfolio: Portfolio, gateway: Gateway, slot: Slot, amount: Decimal, guards: list[AlgoUpdate]) -> None:
+async def _reconcile_slot(trade: Trade, portfolio: Portfolio, gateway: Gateway, slot: Slot, amount: Decimal,
+                          guards: list[AlgoUpdate]) -> None:  # fmt: skip
     """Its fills and its entry first, then its guards: a guard that stands is live, one that does not is asked for and replaced."""
     entry = Ask(slot.symbol, slot.entry.client_id, Role.ENTRY, slot.made_ms)
     trade.learn(entry, await gateway.ask(entry))

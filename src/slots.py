@@ -106,6 +106,8 @@ class Slot:
     trades: set[int] = field(default_factory=set)
     missing_ns: int = 0
     exit_ns: int = 0
+    odd_ns: int = 0
+    odd_amount: Decimal = ZERO
 
     @property
     def qty(self) -> Decimal:
@@ -224,7 +226,7 @@ def recall(body: dict[str, Any], now_ns: int) -> Slot:
 
     entry = order("entry")
     assert entry is not None, "a slot without an entry"
-    plain: dict[str, Any] = {n: body[n] for n in ("symbol", "limit_ms", "made_ms", "confidence", "source", "entry_time_ms", "reason")}
-    money = {n: Decimal(body[n]) for n in ("stop_price", "target_price", "opened", "paid", "left", "earned", "realised", "commission")}
-    orders = {n: order(n) for n in ("stop", "target", "exit")}
-    return Slot(side=Side(body["side"]), state=State(body["state"]), entry=entry, trades=set(body["trades"]), **plain, **money, **orders)
+    values: dict[str, Any] = {n: body[n] for n in ("symbol", "limit_ms", "made_ms", "confidence", "source", "entry_time_ms", "reason")}
+    values |= {n: Decimal(body[n]) for n in ("stop_price", "target_price", "opened", "paid", "left", "earned", "realised", "commission")}
+    values |= {n: order(n) for n in ("stop", "target", "exit")}
+    return Slot(side=Side(body["side"]), state=State(body["state"]), entry=entry, trades=set(body["trades"]), **values)

@@ -61,6 +61,8 @@ class Trade:
         self.holds: dict[str, str] = {"start": "starting: not reconciled yet"}
         self.prepared: set[str] = set()
         self.evidence = False
+        self.recovering = False
+        self.reconciling = asyncio.Lock()
         self.latches: dict[str, str] = desk.journal.latches()
         self._order_ids: dict[int, str] = {}
         self._asking: set[tuple[str, str]] = set()

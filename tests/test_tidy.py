@@ -16,8 +16,9 @@ LAYERS = (
     ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "journal", "data", "venue"),
     ("market_universe", "bars", "conflate", "indicators", "smc", "features", "setups", "market_state"),
     ("teacher", "student", "risk", "slots", "portfolio"),
-    ("feed", "gateway", "trade", "recovery", "warm_history", "brain", "reconciliation", "system_monitor", "maintenance", "dashboard", "orchestrator"),
-    ("processes", "supervisor", "main"),
+    ("sockets", "gaps", "feed", "gateway", "trade", "recovery", "preparation", "brain", "reconciliation", "system_monitor", "maintenance",
+     "dashboard", "orchestrator"),
+    ("brain_process", "processes", "supervisor", "main"),
 )
 ROOMS = {"exchange": {"clock", "error_handler", "config", "models", "data"}}
 BANNED_NAMES = ("utils", "helpers", "common", "base", "manager")
