@@ -1,0 +1,381 @@
+"""The Feed: the venue's market streams into the ring, and nothing else. It decides nothing about trading.
+
+Streams are spread over sockets by route: ``/market`` carries aggregate trades and mark prices, ``/public`` best quotes.
+
+Invariants
+  * No trade is lost unseen: missing ids become GAP, are fetched by REST, written flagged in id order, and then HEALED. When a symbol's
+    socket is cut, the symbol is in a gap whose end is unknown (``last_id`` 0) until a trade or REST shows what was missed.
+  * TIME(t) is written only while each market socket is live and after each has shown an event at or after t, the grace has passed, and no
+    gap is younger than ``gap_hold_s``. It speaks for the symbols that are not in a gap: a gap that lasts does not stop the others.
+  * Rubbish is counted by kind and never stops the Feed. Venue times are bounded by the clock, so no frame drags TIME into the future.
+  * Market time serves for the grace and for bounds; back-off, mute and deadlines are wall time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from src.clock import SECOND_NS, Clock, monotonic_ns
+from src.conflate import (
+    BACKLOG,
+    HOLES,
+    MINUTE_MS,
+    RECORDS_DEFAULT,
+    SECOND_MS,
+    Conflator,
+    Staged,
+    mark_key,
+    quote_key,
+    trade_key,
+)
+from src.counters import READY, Block, Counters
+from src.error_handler import Throttle, warn
+from src.gaps import AggregateTrade, Fetch, Gaps
+from src.models import SymbolRules
+from src.ring_buffer import Ring
+from src.sockets import Patience, Route, Shard, SocketEvent, SocketState, Streams
+from src.venue.governor import Governor
+from src.venue.queries import agg_trades
+from src.venue.rest import Rest
+
+GRACE_WALL_S_MIN = 0.020
+SETTLE_S = 0.005
+"""A market socket that was quiet for this long has nothing unread."""
+DRAIN_EVERY_S = 0.002
+TICK_S = 1.0
+SKEW_MS = 60_000
+"""How far, in market time, a venue time may be ahead of our clock."""
+TIME_SLOTS_MAX = 120
+"""After a long silence: minutes that get a TIME of their own."""
+LOG_EVERY_S = 60.0
+BAD_VALUES = ("KeyError", "ValueError", "OverflowError", "error")
+"""Errors that mean an impossible number or an unknown symbol in a frame of the right shape (``error`` is struct's)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedOptions:
+    """``market_url``, ``public_url``: routed stream bases, without ``/stream``. ``symbols``: the table; a symbol's index is its place.
+
+    ``close_grace_ms``: market time, and never less than 20 ms of wall time. ``gap_hold_s``: wall time. ``backfill_max``: trades of one
+    hole that are fetched. ``records``: size of the table that holds what the ring has no room for (a power of two).
+    """
+
+    market_url: str
+    public_url: str
+    rest_url: str
+    clock: Clock
+    symbols: tuple[SymbolRules, ...]
+    close_grace_ms: int = 250
+    streams_per_socket: int = 200
+    gap_hold_s: float = 10.0
+    backfill_max: int = 10_000
+    patience: Patience = Patience()
+    records: int = RECORDS_DEFAULT
+
+
+class Feed:
+    """All shards, the table, TIME and the counters of one process. Everything runs on one event loop."""
+
+    def __init__(self, options: FeedOptions, ring: Ring, block: Block, fetch: Fetch) -> None:
+        self.options = options
+        self.conflator = Conflator([float(rules.step) for rules in options.symbols], ring, options.records)
+        self.shards = [Shard(self, streams, options.patience) for streams in plan(options)]
+        self.market = [shard for shard in self.shards if shard.route is Route.MARKET]
+        self.gaps = Gaps(self, [rules.symbol for rules in options.symbols], fetch, options.backfill_max)
+        self.kinds: Counter[str] = Counter()
+        self.frames = self.reconnects = self.silent = self.gaps_found = self.gaps_healed = 0
+        self._shard_of = {index: shard for shard in self.market for index in shard.members}
+        self._block = block
+        self._ready: Callable[[], None] | None = None
+        self._owed: deque[Callable[[], bool]] = deque()
+        self._tradable = np.full(len(options.symbols), -1, np.int8)
+        self._market_rows = self._second = self._due_ms = self._written_ms = 0
+        self._draining = False
+        self._last_frame_ns = 0
+        self._overflow_log = Throttle(LOG_EVERY_S)
+        self._rubbish_log = Throttle(LOG_EVERY_S)
+        speed = options.clock.speed
+        self._grace_ms = max(float(options.close_grace_ms), GRACE_WALL_S_MIN * 1000.0 * speed)
+        self._ahead_ms = SKEW_MS + int(2 * TICK_S * 1000.0 * speed)
+        self._limit_ms = 0
+        self._bound_time()
+
+    async def run(self, on_ready: Callable[[], None], stop: asyncio.Event) -> None:
+        """Until ``stop`` is set. ``on_ready``: each socket is subscribed for the first time. Raises what a task of ours fails with."""
+        self._ready = on_ready
+        try:
+            async with asyncio.TaskGroup() as group:
+                works = [*(shard.run() for shard in self.shards), self.gaps.run(), self._tick()]
+                tasks = [group.create_task(work) for work in works]
+                await stop.wait()
+                for task in tasks:
+                    task.cancel()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            for shard in self.shards:
+                if shard.link is not None:
+                    shard.link.hang_up()
+            self._count(monotonic_ns())
+
+    # data
+
+    def flush(self, shard: Shard, staged: Staged, rows: int, received_ns: int, last: Any) -> None:
+        """Rows of one socket read, the newest event among them ``last``."""
+        status = self.conflator.flush(staged, rows, received_ns)
+        self.frames += rows
+        self._last_frame_ns = received_ns
+        if status:
+            self.follow_up(status, received_ns)
+        if shard.route is Route.MARKET:
+            self._market_rows += rows
+            if shard.event_ms < last.E <= self._limit_ms:
+                before, shard.event_ms = shard.event_ms, last.E
+                if before // SECOND_MS != last.E // SECOND_MS:
+                    self._new_second()
+
+    def follow_up(self, status: int, now_ns: int) -> None:
+        """What a flush left to do: report holes, come back when the ring may have room."""
+        if status & HOLES:
+            for symbol, first, last in self.conflator.holes():
+                self.gaps.shown(symbol, first, last, now_ns)
+        if status & BACKLOG:
+            self._come_back(now_ns)
+
+    def _come_back(self, now_ns: int) -> None:
+        if self._overflow_log.due(now_ns):
+            tally = self.conflator.tally
+            warn("⚠️ RingBuffer Overflow!", pending=self.conflator.pending, ring_full=int(tally["ring_full"]),
+                 conflated=int(tally["conflated"]), lost=int(tally["lost"]))
+        if not self._draining:
+            self._draining = True
+            asyncio.get_running_loop().call_later(DRAIN_EVERY_S, self._drain)
+
+    def _drain(self) -> None:
+        self._draining = False
+        self.follow_up(self.conflator.drain(), monotonic_ns())
+
+    def bad(self, error: Exception, size: int) -> None:
+        """Rubbish, counted by kind: what is not JSON or not of the venue's shape is a bad frame, the rest (BAD_VALUES) a bad value."""
+        self.kinds[type(error).__name__] += 1
+        if self._rubbish_log.due(monotonic_ns()):
+            warn("rubbish in a market stream", error=str(error)[:200], bytes=size, seen=dict(self.kinds))
+
+    # time
+
+    def _new_second(self) -> None:
+        """Once every market socket has shown an event of a new second, what came before is complete after the grace."""
+        second = min(shard.event_ms for shard in self.market) // SECOND_MS * SECOND_MS
+        if second > self._second:
+            self._second = second
+            asyncio.get_running_loop().call_later(self.options.clock.wall_s(self._grace_ms), self._time_due, second, -1)
+
+    def _time_due(self, second: int, rows_then: int) -> None:
+        """The grace is over. If frames may still be unread (we lag), wait until the streams themselves are past it, or quiet."""
+        if rows_then == self._market_rows or min(shard.event_ms for shard in self.market) >= second + self._grace_ms:
+            self._due_ms = max(self._due_ms, second)
+            self._write_time()
+        else:
+            asyncio.get_running_loop().call_later(SETTLE_S, self._time_due, second, self._market_rows)
+
+    def _write_time(self) -> None:
+        """TIME for what is due, unless we know too little; the minutes on the way get one each."""
+        now_ns = monotonic_ns()
+        if self._due_ms <= self._written_ms or self._owed or not all(shard.flowing for shard in self.market):
+            return
+        if self.gaps.young(now_ns - int(self.options.gap_hold_s * SECOND_NS)):
+            return
+        first = max(self._written_ms, self._due_ms - TIME_SLOTS_MAX * MINUTE_MS) // MINUTE_MS * MINUTE_MS + MINUTE_MS
+        minutes = range(first, self._due_ms, MINUTE_MS) if self._written_ms else ()
+        for time_ms in (*minutes, self._due_ms):
+            if not self.conflator.time(time_ms, now_ns):
+                return
+            self._written_ms = time_ms
+        if self.conflator.pending:
+            self._come_back(now_ns)
+
+    def _bound_time(self) -> None:
+        self._limit_ms = self.options.clock.market_ms() + self._ahead_ms
+        self.conflator.set_limit(self._limit_ms)
+
+    # sockets and symbols
+
+    def subscribed(self, shard: Shard) -> None:
+        if shard.gapped:
+            shard.on(SocketEvent.HOLED)
+        self.gaps.stream_is_back(shard.members if shard.route is Route.MARKET else (), monotonic_ns())
+        if self._ready is not None and all(other.flowing for other in self.shards):
+            ready, self._ready = self._ready, None
+            self._block.set("state", READY)
+            ready()
+
+    def cut(self, shard: Shard) -> None:
+        """From here on nothing is known of the shard's trades."""
+        self.reconnects += 1
+        shard.again.clear()
+        if shard.route is not Route.MARKET:
+            return
+        now_ns = monotonic_ns()
+        for index in shard.members:
+            last_id = int(self.conflator.symbols[index]["last_id"])
+            if last_id > 0:
+                self._owe(partial(self.conflator.doubt, index, now_ns))
+                self.gaps.open(index, last_id + 1, None, now_ns)
+
+    def stream_of(self, symbol: int) -> object | None:
+        shard = self._shard_of[symbol]
+        return shard.link if shard.flowing else None
+
+    def fell_ill(self, symbol: int) -> None:
+        shard = self._shard_of[symbol]
+        self.gaps_found += 1
+        shard.gapped += 1
+        if shard.gapped == 1 and shard.state is not SocketState.IDLE:
+            shard.on(SocketEvent.HOLED)
+
+    def got_well(self, symbol: int, first: int, last: int, unfilled: int) -> None:
+        shard = self._shard_of[symbol]
+        self.gaps_healed += 1
+        shard.gapped -= 1
+        self._owe(partial(self.conflator.healed, symbol, first, last, unfilled, monotonic_ns()))
+        if not shard.gapped:
+            shard.on(SocketEvent.HEALED)
+        self._write_time()
+
+    def _owe(self, write: Callable[[], bool]) -> None:
+        """Write now; without room later, in order, and before any TIME."""
+        if self._owed or not write():
+            self._owed.append(write)
+        if self.conflator.pending:
+            self._come_back(monotonic_ns())
+
+    # once a second
+
+    async def _tick(self) -> None:
+        while True:
+            self._every_second(monotonic_ns())
+            await asyncio.sleep(TICK_S)
+
+    def _every_second(self, now_ns: int) -> None:
+        self._bound_time()
+        while self._owed and self._owed[0]():
+            self._owed.popleft()
+        for shard in self.shards:
+            if shard.is_mute(now_ns):
+                warn("market stream is mute", route=shard.route.value, streams=len(shard.stream))
+                shard.hang_up()
+            self._check_silent(shard, now_ns)
+            shard.subscribe_again()
+        self._write_states(now_ns)
+        self._write_time()
+        self._count(now_ns)
+
+    def _check_silent(self, shard: Shard, now_ns: int) -> None:
+        """Streams without one frame on this link while others flow: a wrong name is acknowledged like a right one. Asked for once more."""
+        since_ns = shard.judged_since(now_ns)
+        if not since_ns:
+            return
+        column = "trade_ns" if shard.route is Route.MARKET else "quote_ns"
+        seen = self.conflator.symbols[column][shard.members] >= since_ns
+        silent = {index for index, flows in zip(shard.members, seen, strict=True) if not flows} if seen.any() else set()
+        new = sorted(silent - shard.silent)
+        shard.silent = silent
+        if new:
+            self.silent += len(new)
+            shard.again.extend(shard.stream[index] for index in new)
+            warn("streams without data", route=shard.route.value, streams=[shard.stream[index] for index in new[:20]])
+
+    def _write_states(self, now_ns: int) -> None:
+        """STATE where it changed: tradable once both streams have shown data, and neither has fallen silent."""
+        rows = self.conflator.symbols[:len(self._tradable)]
+        wanted = np.where((rows["trade_ns"] > 0) & (rows["quote_ns"] > 0), 1, self._tradable).astype(np.int8)
+        for shard in self.shards:
+            wanted[list(shard.silent)] = 0
+        for index in np.flatnonzero(wanted != self._tradable):
+            self._tradable[index] = wanted[index]
+            self._owe(partial(self.conflator.state, int(index), bool(wanted[index]), now_ns))
+
+    def _count(self, now_ns: int) -> None:
+        """Our figures into the shared block, and the heart-beat."""
+        tally, block = self.conflator.tally, self._block
+        for name in ("trades", "quotes", "marks", "late", "ring_full", "conflated"):
+            block.set(name, int(tally[name]))
+        values = sum(self.kinds[name] for name in BAD_VALUES)
+        counted = {
+            "bad_values": int(tally["bad_values"]) + values, "bad_frames": self.kinds.total() - values, "frames": self.frames,
+            "gaps": self.gaps_found, "healed": self.gaps_healed, "reconnects": self.reconnects,
+            "sockets_live": sum(shard.flowing for shard in self.shards), "sockets_wanted": len(self.shards),
+            "last_frame_ns": self._last_frame_ns, "symbols": len(self.options.symbols),
+        }  # fmt: skip
+        for name, value in counted.items():
+            block.set(name, value)
+        block.beat(now_ns)
+
+
+def plan(options: FeedOptions) -> list[Streams]:
+    """Which socket carries what. The first market socket has all mark prices; the others one symbol's, so that each shows time passing."""
+    symbols, per = [rules.symbol for rules in options.symbols], options.streams_per_socket
+    assert 2 <= per <= 1024, "the venue takes at most 1,024 streams on a socket"
+    marks = {symbol: mark_key(index) for index, symbol in enumerate(symbols)}
+    streams = []
+    for start in range(0, len(symbols), per - 1):
+        part = range(start, min(start + per - 1, len(symbols)))
+        extra = f"{symbols[start].lower()}@markPrice@1s" if start else "!markPrice@arr@1s"
+        names = {f"{symbols[index].lower()}@aggTrade": index for index in part}
+        keys = {symbols[index]: trade_key(index) for index in part}
+        streams.append(Streams(Route.MARKET, f"{options.market_url}/stream", names, (extra,), keys, marks))
+    for start in range(0, len(symbols), per):
+        part = range(start, min(start + per, len(symbols)))
+        names = {f"{symbols[index].lower()}@bookTicker": index for index in part}
+        keys = {symbols[index]: quote_key(index) for index in part}
+        streams.append(Streams(Route.PUBLIC, f"{options.public_url}/stream", names, (), keys, {}))
+    return streams
+
+
+async def run_feed(options: FeedOptions, ring: Ring, counters: Counters, on_ready: Callable[[], None], stop: asyncio.Event) -> None:
+    """The Feed's process until ``stop`` is set. Raises Halt for a second writer of the ring; nothing that the venue does ends it."""
+    clock, block = options.clock, counters.block("feed")
+    governor = Governor(clock.market_ms, speed=clock.speed, others=partial(_weight_of_others, clock, counters, block))
+    rest = Rest(options.rest_url, clock=clock, governor=governor)
+
+    async def fetch(symbol: str, from_id: int, limit: int) -> Sequence[AggregateTrade]:
+        rows: Sequence[AggregateTrade] = await agg_trades(rest, symbol, from_id=from_id, limit=limit)
+        block.set("weight_minute", clock.market_ms() // MINUTE_MS)
+        block.set("weight_used", governor.own_1m)
+        return rows
+
+    try:
+        await Feed(options, ring, block, fetch).run(on_ready, stop)
+    finally:
+        await rest.close()
+
+
+def _weight_of_others(clock: Clock, counters: Counters, block: Block) -> int:
+    """Request weight that the other processes have used in this minute."""
+    minute = clock.market_ms() // MINUTE_MS
+    own = block.get("weight_used") if block.get("weight_minute") == minute else 0
+    return max(0, counters.weight_used(minute) - int(own))
+
+
+def warm_up(progress: Callable[[int, int, str], None]) -> None:
+    """Compile the kernels: a few seconds the first time on a machine, else from the cache. ``progress``: (done, of how many, what)."""
+    steps: tuple[tuple[str, Callable[[Conflator], object]], ...] = (
+        ("feed: rows into slots", lambda conflator: conflator.drain()),
+        ("feed: time and gap slots", lambda conflator: conflator.time(1, 1)),
+    )
+    ring = Ring.create()
+    try:
+        conflator = Conflator([1.0], ring, 1024)
+        for done, (name, compiles) in enumerate(steps):
+            progress(done, len(steps), name)
+            compiles(conflator)
+        progress(len(steps), len(steps), "feed")
+    finally:
+        ring.close()

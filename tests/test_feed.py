@@ -1,0 +1,625 @@
+"""The Feed against a small venue of our own on loopback: what it sends is known to the last step, so is what must be in the ring."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import WSMsgType, web
+
+from src.clock import Clock, clock_at
+from src.counters import Counters
+from src.feed import FeedOptions, plan, run_feed, warm_up
+from src.models import SymbolRules
+from src.ring_buffer import BACKFILLED, GAP, HEALED, MARK, QUOTE, STATE, TIME, TRADE, Ring
+from src.sockets import Patience, Route
+
+T0 = 1_763_600_040_000
+"""A whole minute."""
+DEADLINE_S = 10.0
+QUICK = Patience(connect_s=2.0, overlap_s=0.05, first_data_s=1e6, mute_s=1e6, backoff_s=(0.02, 0.1))
+
+
+def rules(name: str, step: str = "0.001") -> SymbolRules:
+    one = Decimal(1)
+    return SymbolRules(name, Decimal("0.1"), Decimal(step), one, one, one, one, one, one)
+
+
+BTC, ETH, DOGE = rules("BTCUSDT"), rules("ETHUSDT"), rules("DOGEUSDT", "1")
+
+
+@dataclass(eq=False)
+class Client:
+    """A connection of the Feed, as the venue sees it."""
+
+    route: str
+    socket: web.WebSocketResponse
+    names: set[str] = field(default_factory=set)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Venue:
+    """Speaks the venue's streams and aggTrades. ``answers``: whether SUBSCRIBE is acknowledged, ``rest``: whether REST works."""
+
+    def __init__(self) -> None:
+        self.clients: list[Client] = []
+        self.connects: Counter[str] = Counter()
+        self.history: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.asked: list[dict[str, str]] = []
+        self.answers = True
+        self.rest = True
+        self.deaf = False
+        self.changed = asyncio.Condition()
+        self.url = ""
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_get("/{route:market|public}/stream", self._stream)
+        app.router.add_get("/fapi/v1/aggTrades", self._agg_trades)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = "http://127.0.0.1:{}".format(self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        for client in list(self.clients):
+            await client.socket.close()
+        await self._runner.cleanup()
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse(autoping=False)
+        await socket.prepare(request)
+        client = Client(request.match_info["route"], socket)
+        self.connects[client.route] += 1
+        if not self.deaf:
+            self.clients.append(client)
+        async for message in socket:
+            if message.type is WSMsgType.TEXT:
+                await self._control(client, json.loads(message.data))
+            else:
+                client.requests.append({"control": message.type.name, "data": bytes(message.data)})
+            await self._notify()
+        if client in self.clients:
+            self.clients.remove(client)
+        await self._notify()
+        return socket
+
+    async def _control(self, client: Client, request: dict[str, Any]) -> None:
+        client.requests.append(request)
+        change = client.names.update if request["method"] == "SUBSCRIBE" else client.names.difference_update
+        change(request["params"])
+        if self.answers:
+            await client.socket.send_str(json.dumps({"result": None, "id": request["id"]}))
+
+    async def _agg_trades(self, request: web.Request) -> web.Response:
+        self.asked.append(dict(request.query))
+        await self._notify()
+        if not self.rest:
+            return web.json_response({"code": -1001, "msg": "Internal error"}, status=503)
+        first, limit = int(request.query.get("fromId", 0)), int(request.query.get("limit", 500))
+        rows = [row for row in self.history[request.query["symbol"]] if row["a"] >= first][:limit]
+        return web.json_response([{key: row[key] for key in ("a", "p", "q", "f", "l", "T", "m")} for row in rows])
+
+    async def _notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(DEADLINE_S), self.changed:
+            await self.changed.wait_for(condition)
+
+    def record(self, symbol: str, identity: int, time_ms: int, price: str = "100.0", qty: str = "0.001", maker: bool = False) -> dict[str, Any]:
+        """A trade that happened; REST knows it from now on. Returns it as its stream event."""
+        event = {"e": "aggTrade", "E": time_ms + 1, "s": symbol, "a": identity, "p": price, "q": qty, "nq": qty,
+                 "f": identity * 2, "l": identity * 2 + 1, "T": time_ms, "m": maker, "st": 1}
+        self.history[symbol].append(event)
+        return event
+
+    async def send(self, route: str, name: str, data: Any) -> None:
+        """To every connection of that route that subscribed to the stream."""
+        text = json.dumps({"stream": name, "data": data})
+        for client in list(self.clients):
+            if client.route == route and name in client.names:
+                await client.socket.send_str(text)
+
+    async def trade(self, symbol: str, identity: int, time_ms: int, price: str = "100.0", qty: str = "0.001", maker: bool = False) -> None:
+        await self.send("market", f"{symbol.lower()}@aggTrade", self.record(symbol, identity, time_ms, price, qty, maker))
+
+    async def quote(self, symbol: str, time_ms: int, bid: str = "99.9", ask: str = "100.1") -> None:
+        data = {"e": "bookTicker", "u": 1, "s": symbol, "b": bid, "B": "1.5", "a": ask, "A": "2.5", "T": time_ms, "E": time_ms, "st": 1}
+        await self.send("public", f"{symbol.lower()}@bookTicker", data)
+
+    async def marks(self, time_ms: int, *symbols: str) -> None:
+        """The array of all marks, one of a stranger among them."""
+        rows = [{"e": "markPriceUpdate", "E": time_ms, "s": name, "p": "100.5", "ap": "1", "i": "100.4", "P": "1", "r": "0.0001",
+                 "T": T0 + 3600_000, "st": 1} for name in (*symbols, "STRANGERUSDT")]
+        await self.send("market", "!markPrice@arr@1s", rows)
+
+    async def raw(self, route: str, payload: str | bytes) -> None:
+        for client in list(self.clients):
+            if client.route == route:
+                await (client.socket.send_str(payload) if isinstance(payload, str) else client.socket.send_bytes(payload))
+
+    async def cut(self, route: str) -> None:
+        """As a network does it: no close frame."""
+        for client in [client for client in self.clients if client.route == route]:
+            self.clients.remove(client)
+            transport = client.socket._req.transport  # type: ignore[union-attr]
+            assert transport is not None
+            transport.abort()
+
+
+class Reader:
+    """The Brain's end of the ring: collects every slot; ``paused`` makes it slow."""
+
+    def __init__(self, ring: Ring) -> None:
+        self.ring = ring
+        self.slots: list[np.void] = []
+        self.paused = False
+        self._news = asyncio.Event()
+        asyncio.get_running_loop().add_reader(ring.wake_fd, self.wake)
+        self.wake()
+
+    def wake(self) -> None:
+        self.ring.unpark()
+        while not self.paused and not self.ring.park():
+            self.slots.extend(self.ring.read_new(1 << 20))
+        self._news.set()
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.ring.wake_fd)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    async def count(self, kind: int, at_least: int = 1) -> list[np.void]:
+        await self.until(lambda: len(self.of(kind)) >= at_least)
+        return self.of(kind)
+
+    def of(self, kind: int, symbol: int | None = None) -> list[np.void]:
+        return [slot for slot in self.slots if slot["kind"] == kind and symbol in (None, slot["sym"])]
+
+    def kinds(self, *kinds: int) -> list[tuple[int, int, int, int]]:
+        return [(int(s["kind"]), int(s["flags"]), int(s["first_id"]), int(s["last_id"])) for s in self.slots if s["kind"] in kinds]
+
+    def volume(self, symbol: int = 0) -> dict[int, float]:
+        """Steps per minute."""
+        minutes: dict[int, float] = defaultdict(float)
+        for slot in self.of(TRADE, symbol):
+            minutes[int(slot["time_ms"]) // 60_000] += slot["volume"]
+        return dict(minutes)
+
+
+@dataclass
+class Scene:
+    venue: Venue
+    reader: Reader
+    ring: Ring
+    counters: Counters
+    ready: asyncio.Event
+    stop: asyncio.Event
+    task: asyncio.Task[None]
+
+    def get(self, name: str) -> int:
+        return int(self.counters.get("feed", name))
+
+    async def until_counted(self, name: str, at_least: int) -> None:
+        """Counters are written once a second."""
+        async with asyncio.timeout(DEADLINE_S):
+            while self.get(name) < at_least:
+                await asyncio.sleep(0.02)
+
+
+Start = Callable[..., Any]
+
+
+@asynccontextmanager
+async def scene(*symbols: SymbolRules, clock: Clock | None = None, wait: bool = True, slots: int = 10_000, **changes: Any) -> AsyncIterator[Scene]:
+    """A venue, and a Feed that has subscribed to it (unless ``wait`` is False)."""
+    venue, ring, counters = Venue(), Ring.create(slots), Counters.create()
+    await venue.start()
+    base = "ws" + venue.url.removeprefix("http")
+    options = FeedOptions(f"{base}/market", f"{base}/public", venue.url, clock or clock_at(T0, 1.0), symbols or (BTC,), patience=QUICK)
+    ready, stop = asyncio.Event(), asyncio.Event()
+    reader = Reader(ring)
+    task = asyncio.create_task(run_feed(replace(options, **changes), ring, counters, ready.set, stop))
+    try:
+        if wait:
+            async with asyncio.timeout(DEADLINE_S):
+                await ready.wait()
+        yield Scene(venue, reader, ring, counters, ready, stop, task)
+        assert not task.done() or task.exception() is None
+    finally:
+        stop.set()
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.gather(task, return_exceptions=True)
+        reader.close()
+        await venue.stop()
+        ring.close()
+        counters.close()
+
+
+# --- what arrives ----------------------------------------------------------------------------------------------------------------------
+
+async def test_it_subscribes_to_every_stream_of_every_symbol() -> None:
+    async with scene(BTC, ETH) as s:
+        names = {client.route: client.names for client in s.venue.clients}
+        assert names == {"market": {"btcusdt@aggTrade", "ethusdt@aggTrade", "!markPrice@arr@1s"},
+                         "public": {"btcusdt@bookTicker", "ethusdt@bookTicker"}}
+
+
+async def test_a_trade_a_quote_and_marks_become_slots() -> None:
+    async with scene(BTC, ETH) as s:
+        await s.venue.trade("ETHUSDT", 7, T0 + 5, "2000.5", "0.250", maker=True)
+        await s.venue.quote("BTCUSDT", T0 + 6)
+        await s.venue.marks(T0 + 7, "ETHUSDT", "BTCUSDT")
+        (trade,), (quote,), marks = await s.reader.count(TRADE), await s.reader.count(QUOTE), await s.reader.count(MARK, 2)
+        assert (trade["sym"], trade["open"], trade["volume"], trade["taker_buy_volume"], trade["first_id"]) == (1, 2000.5, 250, 0, 7)
+        assert trade["trade_count"] == 2 and trade["received_ns"] > 0
+        assert [quote[name] for name in ("sym", "open", "high", "low", "close")] == [0, 99.9, 100.1, 1500, 2500]
+        assert [(mark["sym"], mark["open"], mark["close"]) for mark in marks] == [(1, 100.5, T0 + 3600_000), (0, 100.5, T0 + 3600_000)]
+
+
+async def test_a_symbol_is_tradable_once_both_its_streams_flow() -> None:
+    async with scene(BTC, ETH) as s:
+        await s.venue.trade("ETHUSDT", 1, T0)
+        await s.venue.trade("BTCUSDT", 1, T0)
+        await s.venue.quote("ETHUSDT", T0)
+        (state,) = await s.reader.count(STATE)
+        assert (state["sym"], state["open"]) == (1, 1.0)
+
+
+async def test_duplicates_are_dropped() -> None:
+    async with scene() as s:
+        for identity in (1, 2, 2, 1, 3):
+            await s.venue.trade("BTCUSDT", identity, T0 + identity)
+        await s.reader.until(lambda: s.reader.volume() == {T0 // 60_000: 3})
+
+
+RUBBISH = ["", "nonsense", "{", "[]", "42", "null", '{"data":{"e":"aggTrade"}}', '{"data":{"e":"unheard"}}', '{"data":[1,2]}',
+           '{"stream":"x","data":{"e":"aggTrade","E":1,"s":"NOBODYUSDT","a":1,"p":"1","q":"1","f":1,"l":1,"T":1,"m":true}}',
+           json.dumps({"data": {"e": "aggTrade", "E": T0, "s": "BTCUSDT", "a": 5, "p": "x", "q": "1", "f": 1, "l": 1, "T": T0, "m": True}}),
+           json.dumps({"data": {"e": "aggTrade", "E": T0, "s": "BTCUSDT", "a": 2**70, "p": "1", "q": "1", "f": 1, "l": 1, "T": T0, "m": True}}),
+           json.dumps({"data": {"e": "aggTrade", "E": T0, "s": "BTCUSDT", "a": 5, "p": "-1", "q": "1", "f": 1, "l": 1, "T": T0, "m": True}}),
+           json.dumps({"data": {"e": "aggTrade", "E": T0, "s": "BTCUSDT", "a": 5, "p": "1", "q": "0.0001", "f": 1, "l": 1, "T": T0, "m": True}}),
+           json.dumps({"data": {"e": "aggTrade", "E": 9**15, "s": "BTCUSDT", "a": 5, "p": "1", "q": "1", "f": 1, "l": 1, "T": 9**15, "m": True}}),
+           b"\x00\xff\xfe", b'{"result":null,"id":1}']
+
+
+async def test_rubbish_is_counted_by_kind_and_harms_nothing() -> None:
+    async with scene() as s:
+        await s.venue.trade("BTCUSDT", 1, T0)
+        for payload in RUBBISH:
+            await s.venue.raw("market", payload)
+            await s.venue.raw("public", payload)
+        await s.venue.trade("BTCUSDT", 2, T0 + 1)
+        await s.reader.until(lambda: s.reader.volume() == {T0 // 60_000: 2})
+        await s.until_counted("bad_frames", 1)
+        assert s.get("bad_frames") + s.get("bad_values") >= 2 * len(RUBBISH) - 6  # "", acknowledgements and nulls are no news
+        assert s.get("bad_values") >= 6
+        assert s.get("reconnects") == s.get("gaps") == 0
+        assert s.venue.connects == {"market": 1, "public": 1}
+
+
+async def test_a_ping_is_answered_with_its_payload_and_hides_nothing_that_came_with_it() -> None:
+    async with scene() as s:
+        (market,) = [client for client in s.venue.clients if client.route == "market"]
+        for number, payload in enumerate((b"1763600000000", b"", b"{}"), 1):
+            await s.venue.trade("BTCUSDT", number, T0)
+            await market.socket.ping(payload)
+            await s.venue.until(lambda p=payload: {"control": "PONG", "data": p} in market.requests)
+        await s.reader.until(lambda: s.reader.volume() == {T0 // 60_000: 3})
+
+
+# --- gaps ------------------------------------------------------------------------------------------------------------------------------
+
+async def test_a_hole_is_filled_by_rest_in_id_order_and_then_healed() -> None:
+    async with scene(BTC, ETH) as s:
+        await s.venue.trade("BTCUSDT", 1, T0)
+        for identity in range(2, 6):
+            s.venue.record("BTCUSDT", identity, T0 + identity, qty="0.002")
+        await s.venue.trade("BTCUSDT", 6, T0 + 10)
+        (healed,) = await s.reader.count(HEALED)
+        assert s.reader.kinds(TRADE, GAP, HEALED) == [
+            (TRADE, 0, 1, 1), (GAP, 0, 2, 5), (TRADE, 0, 6, 6), (TRADE, BACKFILLED, 2, 5), (HEALED, 0, 2, 5)]
+        assert healed["open"] == 0, "all of them were had"
+        assert s.reader.volume() == {T0 // 60_000: 10}
+        assert s.venue.asked == [{"symbol": "BTCUSDT", "fromId": "2", "limit": "4"}]
+        await s.until_counted("healed", 1)
+        assert s.get("gaps") == 1
+
+
+async def test_live_trades_flow_while_a_hole_waits_for_rest() -> None:
+    async with scene() as s:
+        s.venue.rest = False
+        await s.venue.trade("BTCUSDT", 1, T0)
+        s.venue.record("BTCUSDT", 2, T0)
+        for identity in (3, 4, 5):
+            await s.venue.trade("BTCUSDT", identity, T0 + identity)
+        await s.reader.until(lambda: s.reader.volume() == {T0 // 60_000: 4})
+        s.venue.rest = True
+        await s.reader.count(HEALED)
+        assert s.reader.volume() == {T0 // 60_000: 5}
+
+
+async def test_trades_the_venue_has_not_got_are_counted_and_not_waited_for() -> None:
+    async with scene() as s:
+        await s.venue.trade("BTCUSDT", 1, T0)
+        s.venue.record("BTCUSDT", 3, T0)
+        await s.venue.trade("BTCUSDT", 5, T0)
+        (healed,) = await s.reader.count(HEALED)
+        assert healed["open"] == 2
+        assert s.reader.kinds(TRADE)[-1] == (TRADE, BACKFILLED, 3, 3)
+
+
+async def test_a_long_hole_is_fetched_page_by_page() -> None:
+    async with scene() as s:
+        await s.venue.trade("BTCUSDT", 1, T0)
+        for identity in range(2, 2502):
+            s.venue.record("BTCUSDT", identity, T0 + identity)
+        await s.venue.trade("BTCUSDT", 2502, T0 + 3000)
+        await s.reader.count(HEALED)
+        assert [(row["fromId"], row["limit"]) for row in s.venue.asked] == [("2", "1000"), ("1002", "1000"), ("2002", "500")]
+        assert s.reader.volume() == {T0 // 60_000: 2502}
+
+
+async def test_a_hole_beyond_all_measure_is_not_fetched_but_reported() -> None:
+    async with scene() as s:
+        await s.venue.trade("BTCUSDT", 1, T0)
+        await s.venue.trade("BTCUSDT", 100_002, T0)
+        (healed,) = await s.reader.count(HEALED)
+        assert (healed["first_id"], healed["last_id"], healed["open"]) == (2, 100_001, 100_000)
+        assert s.venue.asked == []
+
+
+async def test_after_a_cut_every_symbol_is_in_doubt_until_shown_or_asked() -> None:
+    """BTC goes on without a hole, ETH missed two trades, DOGE has no trade after the cut and is cleared by REST alone."""
+    async with scene(BTC, ETH, DOGE) as s:
+        for name in ("BTCUSDT", "ETHUSDT", "DOGEUSDT"):
+            await s.venue.trade(name, 1, T0, qty="1")
+        await s.reader.count(TRADE, 3)
+        s.venue.rest = False
+        await s.venue.cut("market")
+        gaps = await s.reader.count(GAP, 3)
+        assert [(gap["sym"], gap["first_id"], gap["last_id"]) for gap in gaps] == [(0, 2, 0), (1, 2, 0), (2, 2, 0)]
+        s.venue.record("ETHUSDT", 2, T0, qty="1")
+        s.venue.record("ETHUSDT", 3, T0, qty="1")
+        s.venue.record("DOGEUSDT", 2, T0, qty="1")
+        await s.venue.until(lambda: sum("btcusdt@aggTrade" in client.names for client in s.venue.clients) == 1)
+        await s.venue.trade("BTCUSDT", 2, T0 + 1, qty="1")
+        await s.venue.trade("ETHUSDT", 4, T0 + 1, qty="1")
+        (first,) = await s.reader.count(HEALED)
+        assert first["sym"] == 0, "a trade that follows on heals by itself"
+        s.venue.rest = True
+        await s.reader.count(HEALED, 3)
+        for symbol, steps in ((0, 2000), (1, 4000), (2, 2)):
+            assert s.reader.volume(symbol) == {T0 // 60_000: steps}
+        await s.venue.trade("DOGEUSDT", 3, T0 + 2, qty="1")
+        await s.reader.until(lambda: s.reader.volume(2) == {T0 // 60_000: 3})
+        await s.until_counted("healed", 3)
+        assert (s.get("gaps"), s.get("reconnects"), s.get("sockets_live")) == (3, 1, 2)
+
+
+async def test_sockets_cut_again_and_again_lose_nothing() -> None:
+    async with scene(BTC, ETH) as s:
+        sent, identity = 0, 0
+        for _ in range(5):
+            for _ in range(20):
+                identity += 1
+                sent += identity
+                for name in ("BTCUSDT", "ETHUSDT"):
+                    await s.venue.trade(name, identity, T0 + identity, qty=f"{identity / 1000:.3f}")
+            await s.venue.cut("market")
+            for _ in range(3):
+                identity += 1
+                sent += identity
+                for name in ("BTCUSDT", "ETHUSDT"):
+                    s.venue.record(name, identity, T0 + identity, qty=f"{identity / 1000:.3f}")
+            connects = s.venue.connects["market"]
+            await s.venue.until(lambda n=connects: s.venue.connects["market"] > n or any(
+                "ethusdt@aggTrade" in client.names for client in s.venue.clients))
+        await s.reader.until(lambda: s.reader.volume(0) == s.reader.volume(1) == {T0 // 60_000: sent})
+
+
+# --- TIME ------------------------------------------------------------------------------------------------------------------------------
+
+def times(s: Scene) -> list[int]:
+    return [int(slot["time_ms"]) for slot in s.reader.of(TIME)]
+
+
+async def test_time_follows_an_event_at_or_after_the_second_and_never_runs_ahead() -> None:
+    async with scene() as s:
+        await s.venue.trade("BTCUSDT", 1, T0 + 500)
+        await s.venue.marks(T0 + 999, "BTCUSDT")
+        await s.venue.marks(T0 + 1004, "BTCUSDT")
+        await s.reader.until(lambda: times(s) == [T0, T0 + 1000] or times(s) == [T0 + 1000])
+        await asyncio.sleep(0.4)
+        assert times(s)[-1] == T0 + 1000, "market time went on, the stream did not"
+
+
+async def test_time_waits_for_the_grace() -> None:
+    async with scene(close_grace_ms=300) as s:
+        loop = asyncio.get_running_loop()
+        await s.venue.marks(T0 + 1000, "BTCUSDT")
+        await s.reader.count(MARK)
+        began = loop.time()
+        await s.venue.trade("BTCUSDT", 1, T0 + 998)
+        await s.reader.count(TIME)
+        assert loop.time() - began > 0.25
+        assert [slot["kind"] for slot in s.reader.slots if slot["kind"] in (TRADE, TIME)] == [TRADE, TIME]
+        assert s.get("late") == 0
+
+
+async def test_time_is_silent_while_the_market_socket_is_down_and_until_its_gaps_are_healed() -> None:
+    async with scene(close_grace_ms=0) as s:
+        await s.venue.trade("BTCUSDT", 1, T0 + 10)
+        await s.venue.marks(T0 + 1000, "BTCUSDT")
+        await s.reader.until(lambda: bool(times(s)) and times(s)[-1] == T0 + 1000)
+        s.venue.rest = False
+        s.venue.record("BTCUSDT", 2, T0 + 1500)
+        await s.venue.cut("market")
+        await s.venue.until(lambda: any("!markPrice@arr@1s" in client.names for client in s.venue.clients))
+        await s.venue.marks(T0 + 61_000, "BTCUSDT")
+        await s.reader.until(lambda: s.reader.of(MARK)[-1]["time_ms"] == T0 + 61_000)
+        await asyncio.sleep(0.3)
+        assert times(s)[-1] == T0 + 1000
+        s.venue.rest = True
+        await s.reader.until(lambda: times(s)[-1] == T0 + 61_000)
+        order = s.reader.kinds(TRADE, HEALED, TIME)
+        assert order.index((HEALED, 0, 2, 2)) > order.index((TRADE, BACKFILLED, 2, 2))
+        assert times(s)[-2:] == [T0 + 60_000, T0 + 61_000], "each minute on the way has its own"
+
+
+async def test_a_gap_that_lasts_does_not_stop_time_for_ever() -> None:
+    async with scene(close_grace_ms=0, gap_hold_s=0.3) as s:
+        s.venue.rest = False
+        await s.venue.trade("BTCUSDT", 1, T0)
+        await s.venue.trade("BTCUSDT", 9, T0 + 10)
+        await s.venue.marks(T0 + 1000, "BTCUSDT")
+        await s.reader.until(lambda: bool(times(s)) and times(s)[-1] == T0 + 1000)
+        assert not s.reader.of(HEALED)
+
+
+async def test_time_waits_for_the_slowest_market_socket() -> None:
+    async with scene(BTC, ETH, streams_per_socket=2, close_grace_ms=0) as s:
+        assert s.venue.connects == {"market": 2, "public": 1}
+        await s.venue.marks(T0 + 5000, "BTCUSDT")
+        await s.venue.trade("ETHUSDT", 1, T0 + 2100)
+        await s.reader.until(lambda: bool(times(s)))
+        await asyncio.sleep(0.1)
+        assert times(s) == [T0 + 2000]
+
+
+async def test_rubbish_times_do_not_drag_time_along() -> None:
+    async with scene(close_grace_ms=0) as s:
+        await s.venue.marks(T0 + 10**9, "BTCUSDT")
+        await s.venue.marks(T0 + 1000, "BTCUSDT")
+        await s.reader.until(lambda: bool(times(s)))
+        assert times(s) == [T0 + 1000]
+
+
+async def test_at_high_speed_the_grace_is_never_less_than_20_ms_of_wall_time() -> None:
+    async with scene(clock=clock_at(T0, 60.0)) as s:
+        loop = asyncio.get_running_loop()
+        await s.venue.marks(T0 + 1000, "BTCUSDT")
+        await s.reader.count(MARK)
+        began = loop.time()
+        await s.reader.count(TIME)
+        assert loop.time() - began > 0.015
+
+
+# --- the life of sockets ---------------------------------------------------------------------------------------------------------------
+
+async def test_a_mute_market_socket_is_hung_up_and_dialled_again() -> None:
+    async with scene(patience=replace(QUICK, mute_s=0.2)) as s:
+        await s.venue.until(lambda: s.venue.connects["market"] >= 2)
+
+
+async def test_a_stream_without_data_is_asked_for_once_more_and_not_tradable() -> None:
+    async with scene(BTC, ETH, patience=replace(QUICK, first_data_s=0.2)) as s:
+        for n in range(100):
+            await s.venue.trade("BTCUSDT", n + 1, T0)
+            await asyncio.sleep(0.02)
+            if s.reader.of(STATE):
+                break
+        (state,) = s.reader.of(STATE)
+        assert (state["sym"], state["open"]) == (1, 0.0)
+        (market,) = [client for client in s.venue.clients if client.route == "market"]
+        await s.venue.until(lambda: len(market.requests) >= 3)
+        assert [(r["method"], r["params"]) for r in market.requests[1:]] == [("UNSUBSCRIBE", ["ethusdt@aggTrade"]), ("SUBSCRIBE", ["ethusdt@aggTrade"])]
+
+
+async def test_a_server_that_never_acknowledges_is_left_and_tried_again() -> None:
+    async with scene(wait=False, patience=replace(QUICK, connect_s=0.2)) as s:
+        s.venue.answers = False
+        await s.venue.until(lambda: s.venue.connects["market"] >= 3)
+        assert not s.ready.is_set()
+        s.venue.answers = True
+        async with asyncio.timeout(DEADLINE_S):
+            await s.ready.wait()
+
+
+async def test_renewal_overlaps_and_makes_neither_hole_nor_duplicate() -> None:
+    async with scene(patience=replace(QUICK, renew_s=0.3, overlap_s=0.1)) as s:
+        identity = 0
+        while s.venue.connects["market"] < 4:
+            identity += 1
+            await s.venue.trade("BTCUSDT", identity, T0 + identity)
+            await asyncio.sleep(0.002)
+        await s.reader.until(lambda: s.reader.volume() == {T0 // 60_000: identity})
+        assert not s.reader.of(GAP)
+        assert not any(slot["flags"] for slot in s.reader.slots)
+        assert s.get("reconnects") == 0
+
+
+async def test_stopping_hangs_up_and_leaves_nothing_behind() -> None:
+    async with scene() as s:
+        s.stop.set()
+        async with asyncio.timeout(DEADLINE_S):
+            await s.task
+        await s.venue.until(lambda: not s.venue.clients)
+        assert s.get("heartbeat_ns") > 0
+
+
+# --- a flood ---------------------------------------------------------------------------------------------------------------------------
+
+async def test_a_flood_and_a_reader_that_sleeps_lose_no_step() -> None:
+    """More slots than ring and table hold while nobody reads; afterwards each minute's volume equals what was sent, to the last step."""
+    async with scene(BTC, DOGE, records=8192) as s:
+        s.reader.paused = True
+        sent: dict[str, dict[int, int]] = {"BTCUSDT": defaultdict(int), "DOGEUSDT": defaultdict(int)}
+        market = next(client for client in s.venue.clients if client.route == "market")
+        for identity in range(1, 16_001):
+            time_ms = T0 - 20_000_000 + identity * 1000
+            for name, unit in (("BTCUSDT", 1000), ("DOGEUSDT", 1)):
+                steps = identity % 997 + 1
+                sent[name][time_ms // 60_000] += steps
+                event = s.venue.record(name, identity, time_ms, price=f"{100 + identity % 13}.5", qty=f"{steps / unit:.3f}")
+                await market.socket.send_str(json.dumps({"stream": f"{name.lower()}@aggTrade", "data": event}))
+        await s.until_counted("trades", 32_000)
+        assert s.ring.free_count() == 0 and s.get("ring_full") > 0
+        s.reader.paused = False
+        s.reader.wake()
+        await s.reader.until(lambda: sum(s.reader.volume(1).values()) == sum(sent["DOGEUSDT"].values()))
+        for symbol, name in enumerate(sent):
+            assert s.reader.volume(symbol) == sent[name]
+        assert not s.reader.of(GAP)
+
+
+# --- what it is made of ----------------------------------------------------------------------------------------------------------------
+
+def test_streams_are_spread_over_sockets_and_each_market_socket_shows_time() -> None:
+    symbols = tuple(rules(f"S{n}USDT") for n in range(5))
+    options = FeedOptions("ws://m", "ws://p", "http://r", clock_at(T0, 1.0), symbols, streams_per_socket=3)
+    streams = plan(options)
+    market = [part for part in streams if part.route is Route.MARKET]
+    assert [list(part.names.values()) for part in market] == [[0, 1], [2, 3], [4]]
+    assert [part.extra for part in market] == [("!markPrice@arr@1s",), ("s2usdt@markPrice@1s",), ("s4usdt@markPrice@1s",)]
+    assert [len(part.names) for part in streams if part.route is Route.PUBLIC] == [3, 2]
+    assert all(len(part.names) + len(part.extra) <= 3 for part in streams)
+
+
+def test_warm_up_says_how_far_it_is() -> None:
+    told: list[tuple[int, int, str]] = []
+    warm_up(lambda done, total, name: told.append((done, total, name)))
+    assert told[0][0] == 0 and told[-1][0] == told[-1][1]
+
+
+def test_a_process_with_the_feed_loads_neither_the_model_nor_the_store() -> None:
+    code = "import sys, src.feed; print([m for m in ('lightgbm', 'pyarrow', 'src.trade', 'src.brain') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
