@@ -43,7 +43,7 @@ def descriptors() -> dict[str, str]:
     return found
 
 
-def mapped(name: str) -> bool:
-    """Whether this process still maps a memfd of that name."""
+def mappings(name: str) -> int:
+    """How many memfds of that name this process maps."""
     with open("/proc/self/maps") as maps:
-        return f"memfd:{name}" in maps.read()
+        return maps.read().count(f"memfd:{name}")
