@@ -24,6 +24,9 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def main(argv: list[str]) -> int:
+    from src import kernel_cache
+
+    kernel_cache.use()
     word, rest = (argv[0], argv[1:]) if argv else ("run", [])
     if word in ("-h", "--help", "help"):
         print(USAGE)

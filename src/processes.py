@@ -41,8 +41,7 @@ async def _exchange(life: Life) -> None:
 
 def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: Any, urls: Endpoints, clock: Clock) -> None:
     async def main(life: Life) -> None:
-        from src.conflate import warm_up
-        from src.feed import FeedOptions, run_feed
+        from src.feed import FeedOptions, run_feed, warm_up
 
         symbols = await _universe(life, urls, clock)
         life.pipe.send(("table", symbols))

@@ -140,6 +140,7 @@ class Supervisor:
         if self._asked_to_stop:
             raise StopAsked
         for child in dead:
+            child.process.join(1.0)
             self._hear(child)  # its last words, a Fatal perhaps, come first
             raise ChildEnded(f"{TITLES[child.name]} ended with {_how(child.process.exitcode)}", EXIT_DIED)
 

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from src import kernel_cache
+
+kernel_cache.use()
+
 
 @pytest.fixture(scope="session")
 def recorded_data() -> Path:

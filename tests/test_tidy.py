@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LAYERS = (
-    ("clock", "error_handler"),
+    ("clock", "error_handler", "kernel_cache"),
     ("config", "models"),
     ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "journal", "data", "venue"),
     ("market_universe", "bars", "conflate", "indicators", "smc", "features", "setups", "market_state"),

@@ -1,0 +1,56 @@
+"""Where compiled kernels are kept: a folder that is named after the sources, so that an upgrade never meets kernels of another version.
+
+Numba keys its cache on one file's age, and not on what that file's kernels call in others; a stale one is wrong or does not load. Call
+``use`` before Numba is imported; spawned children inherit it through the environment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+VARIABLE = "NUMBA_CACHE_DIR"
+KEEP = 3
+_SOURCES = Path(__file__).resolve().parent
+
+
+def source_hash() -> str:
+    """16 hexadecimal digits over every source file of ours."""
+    digest = hashlib.sha256()
+    for path in sorted(_SOURCES.rglob("*.py")):
+        digest.update(path.relative_to(_SOURCES).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def use() -> Path:
+    """Point Numba at this version's folder, below NUMBA_CACHE_DIR or beside the sources; the oldest of other versions go."""
+    given = os.environ.get(VARIABLE, "")
+    name = source_hash()
+    if given.endswith(name):
+        return Path(given)
+    root = Path(given) if given else _writable(_SOURCES / "__pycache__" / "kernels")
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    os.environ[VARIABLE] = str(folder)
+    others = sorted((p for p in root.iterdir() if p.is_dir() and len(p.name) == len(name)), key=lambda p: p.stat().st_mtime)
+    for old in others[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        return _temporary()
+    return _temporary()
+
+
+def _temporary() -> Path:
+    return Path(tempfile.gettempdir()) / f"aegis-kernels-{os.getuid()}"
