@@ -119,9 +119,7 @@ def position_margin(call: Call) -> Any:
     params.need("amount")
     params.need("type")
     amount, direction = params.decimal("amount") or ZERO, params.integer("type", least=1, most=2)
-    return call.venue.at_once(
-        lambda: settings.adjust_margin(call.venue.state, call.account, symbol, side, amount=amount, add=direction == 1)
-    )
+    return call.venue.at_once(lambda: settings.adjust_margin(call.venue.state, call.account, symbol, side, amount=amount, add=direction == 1))
 
 
 def order_limits(call: Call) -> Any:

@@ -83,7 +83,7 @@ def signed_part(query: str, body: str) -> tuple[bytes, str]:
         pieces = []
         for piece in part.split("&") if part else ():
             if piece.startswith("signature="):
-                signature = unquote_to_bytes(piece[10:]).decode("ascii", "replace")
+                signature = unquote_to_bytes(piece[10:].encode("utf-8", "surrogateescape")).decode("ascii", "replace")
             else:
                 pieces.append(piece)
         kept.append("&".join(pieces))

@@ -255,9 +255,7 @@ class Books:
             state.now_ms, self._ids(state), orders=list(state.orders.values()), algos=list(state.algos.values()), accounts=state.accounts,
             fills=[f for mine in state.fills for f in mine], incomes=[r for mine in state.incomes for r in mine], jumps=core.market.jumps,
         )  # fmt: skip
-        snapshot = Snapshot(
-            VERSION, self._generation, [s.symbol for s in state.specs], [a.key for a in core.options.accounts], self._market, whole
-        )
+        snapshot = Snapshot(VERSION, self._generation, [s.symbol for s in state.specs], [a.key for a in core.options.accounts], self._market, whole)
         try:
             file = open(self._log_path(self._generation), "wb", buffering=0)  # noqa: SIM115
             temporary = self._dir / (SNAPSHOT + ".new")

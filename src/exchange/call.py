@@ -38,10 +38,7 @@ class Call:
 
     def check_engine_window(self) -> None:
         """-5028 when the request is too old by the time it reaches the book."""
-        if (
-            self.sent_ms
-            and self.venue.state.now_ms - self.sent_ms > max(self.window_ms, 1) * self.venue.clock.speed + self.venue.latency_ms
-        ):
+        if self.sent_ms and self.venue.state.now_ms - self.sent_ms > self.window_ms * self.venue.clock.speed:
             raise ApiError(-5028)
 
 

@@ -67,9 +67,7 @@ def options_of(argv: list[str]) -> ExchangeOptions:
     parser.add_argument("--market", choices=KINDS, default="synthetic")
     parser.add_argument("--seed", type=_whole(0, 2**63), default=1)
     parser.add_argument("--symbols", default="", help="BTCUSDT,ETHUSDT; the market's own choice when left out")
-    parser.add_argument(
-        "--account", type=_account, action="append", help="KEY:SECRET:BALANCE, once for each account; SECRET may be ed25519=PEM"
-    )
+    parser.add_argument("--account", type=_account, action="append", help="KEY:SECRET:BALANCE, once for each account; SECRET may be ed25519=PEM")
     parser.add_argument("--speed", type=_speed, default=1.0)
     parser.add_argument("--latency-ms", type=_whole(0, 60_000), default=20)
     parser.add_argument("--books", help="directory in which to keep the books and find them again")

@@ -115,8 +115,9 @@ class Core:
             stop = min(now_ms, self._next_second, self.next_due_ms, countdown or NEVER)
             end = int(np.searchsorted(times, stop, "left"))
             if end > done:
-                self._trades(trades[done:end])
-                done = end
+                done += self._trades(trades[done:end])
+                if done < end or self.next_due_ms < stop:
+                    continue  # a trade has triggered something that comes first
             self.state.now_ms = max(self.now_ms, stop)
             if countdown is not None and countdown <= stop:
                 self.settlement.run_countdowns()
@@ -153,21 +154,30 @@ class Core:
         self.algo.expire_old()
         self.settlement.second()
 
-    def _trades(self, trades: NDArray[np.void]) -> None:
-        """Trades of the market, all before the next stop. Only symbols with orders of ours are looked at one by one."""
+    def _trades(self, trades: NDArray[np.void]) -> int:
+        """Take trades of the market, all before the next stop; returns how many, fewer where one has triggered what comes before the next.
+
+        Only symbols with orders of ours are looked at one by one.
+        """
         state = self.state
+        taken = len(trades)
         interest = [i for i, (r, w) in enumerate(zip(state.resting, state.waiting, strict=True)) if r or w]
         if interest:
-            watched = trades[np.isin(trades["symbol"], interest)]
-            for row in watched[PRINT_FIELDS].tolist():
+            watched = np.flatnonzero(np.isin(trades["symbol"], interest))
+            for place, row in zip(watched.tolist(), trades[watched][PRINT_FIELDS].tolist(), strict=True):
                 trade = Print(*row)
+                if self.next_due_ms <= trade.time_ms:
+                    taken = place
+                    break
                 state.now_ms = max(state.now_ms, trade.time_ms)
                 if state.resting[trade.symbol]:
                     self.placing.on_trade(trade)
                 if state.waiting[trade.symbol]:
                     state.quotes.last[trade.symbol] = trade.ticks
                     self.algo.on_price(trade.symbol, "CONTRACT_PRICE", state.quotes.price(trade.symbol, trade.ticks))
-        state.quotes.take(trades)
+        if taken:
+            state.quotes.take(trades[:taken])
+        return taken
 
     # ------------------------------------------------------------------ control, for tests
 

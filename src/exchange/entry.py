@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from src.exchange.errors import EITHER_TEXT, ApiError
 from src.exchange.filters import check_lot, check_precision, check_price, check_stop_price
-from src.exchange.orders import ZERO, PositionSide, Side
+from src.exchange.orders import ZERO, PositionSide, Side, hedge_closing
 from src.exchange.params import Params
 from src.exchange.symbols import SymbolSpec
 
@@ -37,6 +37,10 @@ class OrderEntry:
     price_match: str = "NONE"
     stp: str = "EXPIRE_MAKER"
     gtd_ms: int = 0
+
+    @property
+    def reducing(self) -> bool:
+        return self.reduce_only or hedge_closing(self.position_side, self.side)
 
 
 @dataclass(frozen=True, slots=True)

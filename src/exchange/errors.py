@@ -5,8 +5,7 @@ from __future__ import annotations
 TEXTS: dict[int, str] = {
     -1000: "An unknown error occurred while processing the request.",
     -1002: "You are not authorized to execute this request.",
-    -1003: "Too many requests; current limit is {0} requests per minute. "
-    "Please use the websocket for live updates to avoid polling the API.",
+    -1003: "Too many requests; current limit is {0} requests per minute. Please use the websocket for live updates to avoid polling the API.",
     -1006: "An unexpected response was received from the message bus. Execution status unknown.",
     -1007: "Timeout waiting for response from backend server. Send status unknown; execution status unknown.",
     -1008: "Request throttled by system-level protection. Reduce-only/close-position orders are exempt. Please try again.",
@@ -121,9 +120,7 @@ _STATUS = {-1002: 401, -2014: 401, -2015: 401, -1003: 429, -1015: 429, -1008: 50
 class ApiError(Exception):
     """A refusal: ``code`` and ``msg`` as the venue writes them, ``status`` the HTTP status that goes with it."""
 
-    def __init__(
-        self, code: int, *values: object, msg: str | None = None, status: int | None = None, retry_after_s: int | None = None
-    ) -> None:
+    def __init__(self, code: int, *values: object, msg: str | None = None, status: int | None = None, retry_after_s: int | None = None) -> None:
         self.code = code
         self.msg = msg if msg is not None else TEXTS[code].format(*values)
         self.status = status if status is not None else _STATUS.get(code, 400)

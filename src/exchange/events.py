@@ -7,7 +7,7 @@ from typing import Any
 
 from src.exchange.ledger import AccountState, Position
 from src.exchange.margin import order_notionals
-from src.exchange.orders import ZERO, AlgoOrder, Fill, Order, PositionSide, Side, q8
+from src.exchange.orders import ZERO, AlgoOrder, Fill, Order, q8
 from src.exchange.state import State
 
 
@@ -27,13 +27,6 @@ def average_text(state: State, symbol: int, value: Decimal) -> str:
     return format(value.quantize(Decimal(1).scaleb(-digits)), "f") if value else "0"
 
 
-def closes(order: Order) -> bool:
-    """Whether a hedge-mode order closes: those show R true although reduceOnly cannot be sent."""
-    return (order.position_side is PositionSide.LONG and order.side is Side.SELL) or (
-        order.position_side is PositionSide.SHORT and order.side is Side.BUY
-    )
-
-
 def order_trade_update(state: State, order: Order, execution: str, fill: Fill | None = None) -> dict[str, Any]:
     bid, ask = order_notionals(state.orders_of(order.account, order.symbol), order.position_side, state.quotes.mark(order.symbol))
     body: dict[str, Any] = {
@@ -42,7 +35,7 @@ def order_trade_update(state: State, order: Order, execution: str, fill: Fill | 
         "x": execution, "X": order.status, "i": order.id, "l": text(fill.qty) if fill else "0", "z": text(order.executed),
         "L": text(fill.price) if fill else "0", "n": text(fill.commission) if fill else "0", "N": "USDT", "T": state.now_ms,
         "t": fill.id if fill else 0, "b": money(bid), "a": money(ask), "m": fill.maker if fill else False,
-        "R": order.reduce_only or closes(order), "wt": order.working_type, "ot": order.orig_type or order.type, "ps": order.position_side,
+        "R": order.reducing, "wt": order.working_type, "ot": order.orig_type or order.type, "ps": order.position_side,
         "cp": order.close_position, "rp": text(fill.realised) if fill else "0", "pP": order.price_protect, "si": 0, "ss": 0,
         "V": order.stp, "pm": order.price_match, "gtd": order.gtd_ms, "er": str(order.expire_reason),
     }  # fmt: skip

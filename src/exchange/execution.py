@@ -37,7 +37,7 @@ class Execution:
         """Book one trade of ours and everything that follows from it."""
         state = self._state
         account = state.accounts[order.account]
-        if order.reduce_only:
+        if order.reducing:
             qty = min(qty, closable(account, order.symbol, order.position_side, order.side))
             if not qty:
                 return
@@ -70,6 +70,8 @@ class Execution:
             self._after_reduction(account, position, before, order)
 
     def _after_reduction(self, account: AccountState, position: Position, before: Decimal, cause: Order) -> None:
+        if cause.open and cause.reducing and not closable(account, position.symbol, position.side, cause.side):
+            self.expire(cause, 4)
         self._trim_reduce_only(account, position, cause)
         if position.qty * before <= 0:
             self.expire_protection(account, position.symbol, position.side)
@@ -78,10 +80,10 @@ class Execution:
         """Expire resting reduce-only orders, newest first, that no longer fit the position."""
         state = self._state
         mine = [o for o in state.orders_of(account.index, position.symbol)
-                if o.reduce_only and o.position_side == position.side and o.id != cause.id]  # fmt: skip
+                if o.reducing and o.position_side == position.side and o.id != cause.id]  # fmt: skip
         for side in Side:
             room = closable(account, position.symbol, position.side, side)
-            if cause.open and cause.side is side and cause.reduce_only:
+            if cause.open and cause.side is side and cause.reducing:
                 room -= cause.remaining
             for order in sorted((o for o in mine if o.side is side), key=lambda o: o.id):
                 if order.remaining > room:

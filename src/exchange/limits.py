@@ -75,9 +75,7 @@ class Limiter:
         short.roll(wall_ms)
         long.roll(wall_ms)
         if short.count + ten_seconds > self._limits.orders_per_10s:
-            raise ApiError(
-                -1015, self._limits.orders_per_10s, "10 SECOND", retry_after_s=(TEN_SECONDS_MS - wall_ms % TEN_SECONDS_MS) // 1000 + 1
-            )
+            raise ApiError(-1015, self._limits.orders_per_10s, "10 SECOND", retry_after_s=(TEN_SECONDS_MS - wall_ms % TEN_SECONDS_MS) // 1000 + 1)
         if long.count + minute > self._limits.orders_per_minute:
             raise ApiError(-1015, self._limits.orders_per_minute, "1 MINUTE", retry_after_s=(MINUTE_MS - wall_ms % MINUTE_MS) // 1000 + 1)
         short.count += ten_seconds

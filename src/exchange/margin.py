@@ -105,9 +105,7 @@ def exposure(account: AccountState, spec: SymbolSpec, position: Position, *, mar
     )
 
 
-def summary(
-    account: AccountState, specs: Sequence[SymbolSpec], mark_of: MarkOf, orders_of: OrdersOf, symbols_with_orders: Iterable[int]
-) -> Summary:
+def summary(account: AccountState, specs: Sequence[SymbolSpec], mark_of: MarkOf, orders_of: OrdersOf, symbols_with_orders: Iterable[int]) -> Summary:
     """Totals over every position and every symbol with open orders."""
     rows = {(p.symbol, p.side): p for p in account.positions.values() if p.qty}
     for symbol in symbols_with_orders:

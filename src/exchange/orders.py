@@ -34,6 +34,11 @@ class PositionSide(StrEnum):
     SHORT = "SHORT"
 
 
+def hedge_closing(position_side: PositionSide, side: Side) -> bool:
+    """Whether an order of that side closes that hedge-mode position."""
+    return position_side is not PositionSide.BOTH and (position_side is PositionSide.LONG) == (side is Side.SELL)
+
+
 class OrderStatus(StrEnum):
     NEW = "NEW"
     PARTIALLY_FILLED = "PARTIALLY_FILLED"
@@ -139,6 +144,11 @@ class Order(msgspec.Struct, kw_only=True, omit_defaults=True):
     @property
     def remaining(self) -> Decimal:
         return self.qty - self.executed
+
+    @property
+    def reducing(self) -> bool:
+        """Whether it can only reduce: reduceOnly, or a hedge-mode order that closes its side."""
+        return self.reduce_only or hedge_closing(self.position_side, self.side)
 
     @property
     def average(self) -> Decimal:

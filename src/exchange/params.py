@@ -20,8 +20,8 @@ INT64_MAX = 2**63 - 1
 def decode(text: str) -> str:
     """One percent-encoded component; refuses what is not UTF-8."""
     try:
-        return unquote_to_bytes(text.replace("+", " ")).decode()
-    except UnicodeDecodeError:
+        return unquote_to_bytes(text.replace("+", " ").encode("utf-8", "surrogateescape")).decode()
+    except UnicodeError:
         raise ApiError(-1100, "query", "UTF-8") from None
 
 

@@ -7,6 +7,7 @@ Our accounts trade against the market, never against each other.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +19,7 @@ from src.exchange.execution import Execution, closable
 from src.exchange.filters import band, check_notional, check_percent_price
 from src.exchange.ledger import AccountState, Position
 from src.exchange.margin import exposure, max_notional, order_notionals
-from src.exchange.orders import ZERO, AlgoEvent, AlgoOrder, Order, OrderEvent, PositionSide, Side, step
+from src.exchange.orders import ZERO, AlgoEvent, AlgoOrder, Order, OrderEvent, PositionSide, Side, hedge_closing, step
 from src.exchange.quotes import Print
 from src.exchange.state import State
 
@@ -44,7 +45,7 @@ class Placing:
         qty = entry.qty
         mark = state.quotes.mark(entry.symbol)
         self._check_identity(account, entry)
-        if entry.reduce_only or self._closes(entry):
+        if entry.reducing:
             qty = self._reducing_qty(account, entry)
         elif algo is None:
             check_notional(spec, price or mark, qty)
@@ -52,7 +53,7 @@ class Placing:
             check_percent_price(spec, buy=entry.side is Side.BUY, price=price, mark=mark)
         else:
             self._check_cap(entry)
-        if not entry.reduce_only and not self._closes(entry):
+        if not entry.reducing:
             self._check_margin(account, entry.symbol, entry.side, entry.position_side, price=price, qty=qty)
         ticks = int(price / spec.tick)
         if entry.tif == "GTX" and self._crosses(entry.symbol, entry.side, ticks):
@@ -94,17 +95,12 @@ class Placing:
         if not order.open:
             return
         if order.type == "MARKET":
-            self._execution.expire(order, 4 if order.reduce_only and not self._room(order) else 9)
+            self._execution.expire(order, 9)
         elif order.tif in ("IOC", "FOK"):
             self._execution.expire(order, 2)
-        elif order.reduce_only and not self._room(order):
-            self._execution.expire(order, 4)
         else:
             own, direction = self._own_side(order.symbol, order.side)
             order.queue_steps = depth.queue_ahead(own, direction, order.ticks)
-
-    def _room(self, order: Order) -> Decimal:
-        return closable(self._state.accounts[order.account], order.symbol, order.position_side, order.side)
 
     def _take(self, order: Order) -> None:
         state, spec = self._state, self._state.specs[order.symbol]
@@ -125,9 +121,7 @@ class Placing:
             low, high = band(spec, quotes.mark(symbol))
             limit = int((high if side is Side.BUY else low) / spec.tick)
         top, direction, taken = (
-            (quotes.asks(symbol), 1, int(quotes.taken_ask[symbol]))
-            if side is Side.BUY
-            else (quotes.bids(symbol), -1, int(quotes.taken_bid[symbol]))
+            (quotes.asks(symbol), 1, int(quotes.taken_ask[symbol])) if side is Side.BUY else (quotes.bids(symbol), -1, int(quotes.taken_bid[symbol]))
         )
         return depth.walk(top, direction, taken, int(qty / spec.step), limit)
 
@@ -168,28 +162,23 @@ class Placing:
         if sum(o.symbol == entry.symbol for o in mine.values()) >= state.options.limits.open_orders_per_symbol:
             raise ApiError(-2025)
 
-    @staticmethod
-    def _closes(entry: OrderEntry) -> bool:
-        """Whether a hedge-mode order can only reduce."""
-        return (entry.position_side is PositionSide.LONG and entry.side is Side.SELL) or (
-            entry.position_side is PositionSide.SHORT and entry.side is Side.BUY
-        )
-
-    def _reducing_qty(self, account: AccountState, entry: OrderEntry) -> Decimal:
-        """The size a reducing order may have; -2022 or -2024 when there is nothing to reduce."""
+    def _reducing_qty(self, account: AccountState, entry: OrderEntry, without: Order | None = None) -> Decimal:
+        """The size a reducing order may have; -2022 or -2024 when there is nothing, or not enough, to reduce."""
+        hedge = hedge_closing(entry.position_side, entry.side)
         room = closable(account, entry.symbol, entry.position_side, entry.side)
         if not room:
             raise ApiError(-2022)
         if entry.type == "MARKET":
-            if self._closes(entry) and entry.qty > room and not entry.reduce_only:
+            if hedge and entry.qty > room and not entry.reduce_only:
                 raise ApiError(-2024)
             return min(entry.qty, room)
-        waiting = sum(
-            (o.remaining for o in self._state.orders_of(account.index, entry.symbol)
-             if o.side is entry.side and o.position_side is entry.position_side and (o.reduce_only or events.closes(o))), ZERO
-        )  # fmt: skip
+        waiting = ZERO
+        for order in self._state.orders_of(account.index, entry.symbol):
+            same = order.side is entry.side and order.position_side is entry.position_side
+            if same and order.reducing and order is not without:
+                waiting += order.remaining
         if entry.qty + waiting > room:
-            raise ApiError(-2024 if self._closes(entry) else -2022)
+            raise ApiError(-2024 if hedge else -2022)
         return entry.qty
 
     def _check_cap(self, entry: OrderEntry) -> None:
@@ -216,9 +205,7 @@ class Placing:
         if without is not None:
             bid, ask = order_notionals([o for o in now if o is not without], position_side, mark)
         new = price * qty
-        after = exposure(
-            account, spec, held, mark=mark, bid=bid + (new if side is Side.BUY else 0), ask=ask + (new if side is Side.SELL else 0)
-        )
+        after = exposure(account, spec, held, mark=mark, bid=bid + (new if side is Side.BUY else 0), ask=ask + (new if side is Side.SELL else 0))
         need = after.initial - before.initial
         if need <= 0:
             return
@@ -265,20 +252,18 @@ class Placing:
         if order.modified >= MODIFY_MAX:
             raise ApiError(-5026)
         spec, mark = self._state.specs[order.symbol], self._state.quotes.mark(order.symbol)
-        probe = OrderEntry(
-            entry.symbol, entry.side, "LIMIT", order.position_side, order.tif, entry.qty, entry.price, price_match=entry.price_match
-        )
+        probe = OrderEntry(entry.symbol, entry.side, "LIMIT", order.position_side, order.tif, entry.qty, entry.price, price_match=entry.price_match)
         price = self._matched_price(probe)
         if price == order.price and entry.qty == order.qty:
             raise ApiError(-5027)
         if entry.qty <= order.executed:
             self._execution.cancel(order)
             return order
-        if not order.reduce_only and not self._closes(probe):
+        if order.reducing:
+            self._reducing_qty(account, replace(probe, qty=entry.qty - order.executed), without=order)
+        else:
             check_notional(spec, price, entry.qty)
-            self._check_margin(
-                account, order.symbol, order.side, order.position_side, price=price, qty=entry.qty - order.executed, without=order
-            )
+            self._check_margin(account, order.symbol, order.side, order.position_side, price=price, qty=entry.qty - order.executed, without=order)
         check_percent_price(spec, buy=order.side is Side.BUY, price=price, mark=mark)
         ticks = int(price / spec.tick)
         if order.tif == "GTX" and self._crosses(order.symbol, order.side, ticks):

@@ -12,6 +12,7 @@ from src.exchange.margin import maintenance, max_notional
 from src.exchange.orders import ZERO, PositionSide, q8
 from src.exchange.state import State
 
+MARGIN_MOVE_MAX = Decimal(10**12)
 DONE = {"code": 200, "msg": "success"}
 
 
@@ -86,6 +87,8 @@ def adjust_margin(state: State, account: AccountState, symbol: int, side: Positi
         raise ApiError(-4053)
     if amount <= 0:
         raise ApiError(-4055)
+    if amount > MARGIN_MOVE_MAX:
+        raise ApiError(-4050 if add else -4051)
     amount = q8(amount)
     if add and amount > state.summary(account).available:
         raise ApiError(-4050)

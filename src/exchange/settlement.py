@@ -37,6 +37,8 @@ class Settlement:
         for account in self._state.accounts:
             if account.live_positions():
                 self._liquidate(account)
+            elif account.wallet.balance < 0:  # a close far from the mark has cost more than there was
+                self._insurance(account, -1, -account.wallet.balance)
 
     # ------------------------------------------------------------------ clocks of orders
 
@@ -130,7 +132,7 @@ class Settlement:
         price = max(spec.tick, state.quotes.mark(position.symbol) // spec.tick * spec.tick)
         order = Order(
             id=state.ids.next("order"), account=account.index, symbol=position.symbol,
-            client_id=f"autoclose-{state.now_ms}{position.symbol:03d}",
+            client_id=f"autoclose-{state.ids.order}",
             side=side, type="LIQUIDATION", position_side=position.side, tif="IOC", price=price, qty=qty, ticks=int(price / spec.tick),
             created_ms=state.now_ms, updated_ms=state.now_ms, orig_type="LIMIT", stp="NONE",
         )  # fmt: skip
