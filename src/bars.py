@@ -233,6 +233,7 @@ def replay_history(m: Market, i: Int, context_klines: Floats, setup_klines: Floa
     for k in range(len(setup_klines)):
         load_bar(setup, setup_klines[k])
         close_setup_bar(setup, context, m.bars[SETUP, i], m.bars[CONTEXT, i])
+    m.symbols[i].armable = min(1, len(setup_klines))
 
 
 @kernel

@@ -64,8 +64,10 @@ from src.ring_buffer import (
     TIME,
     TRADE,
     WORD_CAPACITY,
+    WORD_SEQ_ERRORS,
     Ring,
     cursors_sane,
+    fetch_add,
     head_tail,
     release,
 )
@@ -223,6 +225,8 @@ def consume_ring(m: Market, words: Any, floats: Floats, limit: Int) -> bool:
     last = min(head, tail + limit)
     position = consume_slots(m, words, floats, (tail, last, FIRST_WORD, np.int64(words[WORD_CAPACITY])))
     release(words, position)
+    if m.tally[0].error != 0:
+        fetch_add(words, WORD_SEQ_ERRORS, np.uint64(1))
     return bool(position < head)
 
 

@@ -95,12 +95,12 @@ def bar_at(bars: Floats, bar: Int) -> Floats:
 
 @kernel
 def log_event(s: Row, kind: Int, side: Int, origin_ms: Int, edges: tuple[float, float]) -> Int:
-    """Append to the log; ``edges``: near and deep. Returns its serial, from 1. Breaks and sweeps end as they happen."""
+    """Append to the log; ``edges``: near and deep. Returns its serial, from 1. Breaks end as they happen."""
     s.serial += 1
     event = s.events[s.serial % EVENTS_MAX]
     event.serial, event.kind, event.side = s.serial, kind, side
     event.origin_ms, event.known_ms, event.near, event.deep = origin_ms, s.now_ms, edges[0], edges[1]
-    event.end_ms = s.now_ms if kind in (EVENT_BOS, EVENT_CHOCH, EVENT_SWEEP) else 0
+    event.end_ms = s.now_ms if kind in (EVENT_BOS, EVENT_CHOCH) else 0
     return s.serial
 
 
@@ -121,7 +121,7 @@ def take_zone(s: Row, kind: Int) -> Row:
         zone = s.zones[k]
         rank = zone.known_ms
         if zone.alive == 0:
-            rank = -2
+            rank = -(np.int64(1) << 61)
         elif zone.touched_ms > 0:
             rank -= np.int64(1) << 60
         if rank < best_rank:
@@ -158,7 +158,7 @@ def update_zones(s: Row, bar: Floats) -> None:
         depth = side * (zone.near - zone.deep)
         if depth > 0.0:
             zone.fill = max(zone.fill, min(1.0, side * (zone.near - extreme) / depth))
-        over = zone.fill >= 1.0 if zone.kind == FVG else side * (bar[CLOSE] - zone.far) < 0.0
+        over = side * (extreme - zone.deep) <= 0.0 if zone.kind == FVG else side * (bar[CLOSE] - zone.far) < 0.0
         if over or s.bars - zone.known_bar >= (SWEEP_BARS_MAX if zone.kind == SWEEP else ZONE_BARS_MAX):
             zone.alive, zone.end_ms = 0, s.now_ms
             end_event(s, zone.event)

@@ -97,6 +97,10 @@ class Student:
         return cls(booster, card)
 
     @property
+    def promoted(self) -> bool:
+        return self.card.promoted
+
+    @property
     def may_trade_live(self) -> bool:
         return self.card.promoted and self.card.expectation_r > 0.0
 
