@@ -122,6 +122,31 @@ async def test_during_a_ban_nothing_goes_out_and_the_error_says_for_how_long() -
     assert g.take_now(1) is not None
 
 
+def test_protection_that_weighs_nothing_goes_out_even_where_the_minute_is_overdrawn() -> None:
+    g = governor(Now(0), others=lambda: 5000)
+    assert g.take_now(0, Priority.PROTECT) is not None and g.take_now(0, Priority.TRADE) is None
+
+
+def test_after_a_429_only_the_placing_of_protection_goes_out() -> None:
+    now = Now(30_000)
+    g = governor(now)
+    g.throttled(to_error(429, -1003, "Too many requests", write=False))
+    assert g.take_now(0, Priority.PROTECT) is not None
+    assert g.take_now(0, Priority.TRADE) is None and g.take_now(1, Priority.PROTECT) is None
+    g.throttled(to_error(418, -1003, "Way too many requests; IP banned until 50000.", write=False, retry_after_s=5.0))
+    assert g.take_now(0, Priority.PROTECT) is None
+
+
+async def test_an_order_that_weighs_nothing_does_not_queue_behind_what_does() -> None:
+    g = governor(Now(0))
+    assert g.take_now(1000, Priority.PROTECT)
+    waiting = asyncio.create_task(g.acquire(5, Priority.PROTECT))
+    await asyncio.sleep(0)
+    assert g.take_now(0, Priority.PROTECT) is not None and g.take_now(1, Priority.PROTECT) is None
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+
 def test_a_429_without_a_time_closes_the_rest_of_the_minute() -> None:
     now = Now(30_000)
     g = governor(now)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from src.clock import Clock, clock_at, real_clock
 from src.error_handler import Fatal, Rejected, Retryable, Unknown
-from src.venue.governor import Governor, Priority
+from src.venue.governor import Governor, Limits, Priority
 from src.venue.rest import Rest, clock_of, fetch_clock
 from src.venue.signing import Credentials
 
@@ -184,6 +184,27 @@ async def test_a_write_that_finds_nobody_has_sent_nothing() -> None:
     rest = Rest("http://127.0.0.1:1", clock=clock, governor=Governor(clock.market_ms), credentials=Credentials("k", SECRET))
     with pytest.raises(Retryable, match="nothing was sent"):
         await rest.send("POST", "/fapi/v1/order", {"symbol": "BTCUSDT"})
+    await rest.close()
+
+
+async def test_an_order_that_would_wait_too_long_for_leave_is_not_sent(venue: Venue, rest: Rest) -> None:
+    venue.script(says(429, {"code": -1003, "msg": "Too many requests."}, **{"Retry-After": "30"}), says(200, {"orderId": 1}))
+    with pytest.raises(Retryable):
+        await rest.get("/fapi/v1/x", weight=1)
+    with pytest.raises(Retryable, match="takes no requests"):
+        await rest.send("POST", "/fapi/v1/order", {"symbol": "BTCUSDT"})
+    assert await rest.send("POST", "/fapi/v1/order", {"symbol": "BTCUSDT", "reduceOnly": "true"}, priority=Priority.PROTECT) == {"orderId": 1}
+    assert len(venue.seen) == 2
+
+
+async def test_orders_beyond_the_venues_count_are_not_sent(venue: Venue) -> None:
+    venue.script(says(200, {"orderId": 1}))
+    rest = Rest(venue.url, clock=venue.clock, governor=Governor(lambda: 0, limits=Limits(2400, 2, 100), share=0.5), credentials=Credentials("k", "s"))
+    await rest.send("POST", "/fapi/v1/order", {"symbol": "BTCUSDT"})
+    with pytest.raises(Retryable, match="too many orders"):
+        await rest.send("POST", "/fapi/v1/order", {"symbol": "BTCUSDT"})
+    await rest.send("POST", "/fapi/v1/algoOrder", {"symbol": "BTCUSDT", "closePosition": "true"}, priority=Priority.PROTECT)
+    assert len(venue.seen) == 2
     await rest.close()
 
 

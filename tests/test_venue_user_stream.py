@@ -35,15 +35,24 @@ class Venue:
         self.sockets: list[ServerConnection] = []
         self.refuse: dict[str, tuple[int, int, str]] = {}
         self.rest_url = self.ws_url = ""
+        self.called = asyncio.Event()
 
     async def listen_key(self, request: web.Request) -> web.StreamResponse:
         self.calls.append((request.method, request.query_string))
+        self.called.set()
         if request.method in self.refuse:
             status, code, msg = self.refuse[request.method]
             return web.json_response({"code": code, "msg": msg}, status=status)
         if request.method == "POST":
             self.keys.append(f"listen-key-number-{len(self.keys)}-of-many")
         return web.json_response({"listenKey": self.keys[-1]})
+
+    async def put(self, times: int) -> None:
+        """Until that many renewals have arrived."""
+        async with asyncio.timeout(5):
+            while sum(method == "PUT" for method, _ in self.calls) < times:
+                self.called.clear()
+                await self.called.wait()
 
     async def stream(self, ws: ServerConnection) -> None:
         assert ws.request is not None
@@ -139,9 +148,7 @@ async def test_an_expired_key_is_replaced_although_the_socket_stays_open(venue: 
 
 async def test_the_key_is_kept_alive(venue: Venue) -> None:
     stream = Stream(venue, keep_alive_s=0.01)
-    async with asyncio.timeout(5):
-        while ("PUT", "") not in venue.calls:  # noqa: ASYNC110  (the server has no event for a call)
-            await asyncio.sleep(0.005)
+    await venue.put(2)
     assert len(venue.keys) == 1 and stream.heard == [True]
     await stream.close()
 
@@ -157,9 +164,7 @@ async def test_a_key_that_is_gone_is_replaced(venue: Venue) -> None:
 async def test_a_failed_renewal_is_no_reason_to_drop_the_stream(venue: Venue) -> None:
     venue.refuse["PUT"] = (503, -1008, "Request throttled by system-level protection.")
     stream = Stream(venue, keep_alive_s=0.01)
-    async with asyncio.timeout(5):
-        while sum(method == "PUT" for method, _ in venue.calls) < 3:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await venue.put(3)
     assert stream.heard == [True]
     await stream.close()
 

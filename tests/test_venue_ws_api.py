@@ -57,11 +57,14 @@ class Venue:
         self.seen: list[dict[str, Any]] = []
         self.sockets: list[ServerConnection] = []
         self.arrived = asyncio.Event()
+        self.renewed = asyncio.Event()
         self.refuse_handshake: HTTPStatus | None = None
         self.url = ""
 
     async def serve(self, ws: ServerConnection) -> None:
         self.sockets.append(ws)
+        if len(self.sockets) > 1:
+            self.renewed.set()
         async for text in ws:
             request = json.loads(text)
             self.seen.append(request)
@@ -288,8 +291,7 @@ async def test_the_connection_is_renewed_without_a_gap_and_calls_in_flight_are_s
     await api.until(lambda: api.ws.is_up)
     call = api.ws.call("order.place", ORDER)
     async with asyncio.timeout(5):
-        while len(venue.sockets) < 2:  # noqa: ASYNC110  (the server has no event for a connection)
-            await asyncio.sleep(0.005)
+        await venue.renewed.wait()
     assert api.states == [True] and not call.done()
     release.set()
     assert (await call)["orderId"] == 7

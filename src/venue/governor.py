@@ -4,7 +4,8 @@ The venue counts weight per address in fixed minutes of its own clock, and order
 Invariants:
 
 * what protects a position comes before what trades, and that before data: each may fill the minute only up to its own ceiling;
-* the venue's word (``x-mbx-used-weight-1m``, 429, 418) outranks our count, and nothing at all is sent while a ban lasts;
+* the venue's word (``x-mbx-used-weight-1m``, 429, 418) outranks our count; nothing at all is sent while a ban (418) lasts, and after a 429
+  only what protects and weighs nothing, which is the placing of stops and exits;
 * the waiting queue is bounded: the least important waits first in line to be refused, with ``Retryable``;
 * a request is counted when it is let through, whether or not an answer comes.
 
@@ -127,7 +128,8 @@ class Governor:
         self._limits = limits or Limits()
         self._budget = WeightBudget(self._limits.weight_1m, share, data_part, others)
         self._orders = (Window(TEN_SECONDS_MS), Window(MINUTE_MS))
-        self._blocked_until_ms = 0
+        self._paused_until_ms = 0
+        self._banned_until_ms = 0
         self._waiting: list[tuple[int, int, int, asyncio.Future[Ticket]]] = []
         self._order_of_arrival = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -143,12 +145,10 @@ class Governor:
     def take_now(self, weight: int, priority: Priority = Priority.TRADE) -> Ticket | None:
         """Leave to send at once, or None where it would have to wait."""
         self._drop_finished()
-        if self._waiting and self._waiting[0][0] <= priority:
+        if weight and self._waiting and self._waiting[0][0] <= priority:
             return None
         now_ms = self._window_ms()
-        if now_ms < self._blocked_until_ms or not self._budget.fits(weight, priority, now_ms):
-            return None
-        return self._budget.take(weight, now_ms)
+        return self._budget.take(weight, now_ms) if self._open(weight, priority, now_ms) else None
 
     async def acquire(self, weight: int, priority: Priority = Priority.DATA, *, wait_s_max: float = 90.0) -> Ticket:
         """Wait for leave to send. Raises Retryable (with ``retry_after_s``) where it would take longer than ``wait_s_max`` wall seconds,
@@ -191,7 +191,9 @@ class Governor:
         until = error.fields.get("banned_until_ms", (now_ms // MINUTE_MS + 1) * MINUTE_MS)
         if (after_s := error.fields.get("retry_after_s")) is not None:
             until = now_ms + int(after_s * 1000 * self._speed)
-        self._blocked_until_ms = max(self._blocked_until_ms, int(until))
+        self._paused_until_ms = max(self._paused_until_ms, int(until))
+        if error.fields.get("status") == 418:
+            self._banned_until_ms = max(self._banned_until_ms, int(until))
         self.bans += 1
 
     @property
@@ -201,8 +203,8 @@ class Governor:
         return self._budget.own.count
 
     def blocked_s(self) -> float:
-        """Wall seconds until a ban ends; 0 without one."""
-        return max(0.0, (self._blocked_until_ms - self._window_ms()) / 1000.0 / self._speed)
+        """Wall seconds until a pause (429) or ban (418) ends; 0 without one."""
+        return max(0.0, (self._paused_until_ms - self._window_ms()) / 1000.0 / self._speed)
 
     # -- orders ----------------------------------------------------------------------------------------------------------------------
 
@@ -230,9 +232,14 @@ class Governor:
         return {"used_1m": self._budget.used(now_ms), "own_1m": self._budget.own.count, "limit_1m": self._limits.weight_1m,
                 "waiting": len(self._waiting), "refused": self.refused, "bans": self.bans, "blocked_s": self.blocked_s()}
 
+    def _open(self, weight: int, priority: Priority, now_ms: int) -> bool:
+        if weight == 0 and priority is Priority.PROTECT:
+            return now_ms >= self._banned_until_ms
+        return now_ms >= self._paused_until_ms and self._budget.fits(weight, priority, now_ms)
+
     def _wait_s(self) -> float:
         now_ms = self._window_ms()
-        until_ms = max(self._blocked_until_ms, (now_ms // MINUTE_MS + 1) * MINUTE_MS)
+        until_ms = max(self._paused_until_ms, (now_ms // MINUTE_MS + 1) * MINUTE_MS)
         return (until_ms - now_ms) / 1000.0 / self._speed
 
     def _enqueue(self, weight: int, priority: Priority) -> asyncio.Future[Ticket]:
@@ -273,7 +280,7 @@ class Governor:
         self._drop_finished()
         while self._waiting:
             priority, _, weight, future = self._waiting[0]
-            if now_ms < self._blocked_until_ms or not self._budget.fits(weight, Priority(priority), now_ms):
+            if not self._open(weight, Priority(priority), now_ms):
                 self._arm(loop)
                 return
             heapq.heappop(self._waiting)

@@ -10,10 +10,11 @@ the whole position and expire with it (GTE_GTC). The same parameters go over RES
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from functools import lru_cache
 from itertools import count
+from typing import Any
 
 from src.models import Role, Side, SymbolRules
 
@@ -102,6 +103,11 @@ def stand_in(rules: SymbolRules, side: Side, qty: Decimal, price: Decimal, clien
     return {"algoType": "CONDITIONAL", "symbol": rules.symbol, "side": side.value, "type": "STOP_MARKET",
             "quantity": _on_grid(qty, rules.step), "triggerPrice": _on_grid(price, rules.tick), "reduceOnly": "true",
             "workingType": working_type, "clientAlgoId": client_id}
+
+
+def reduces(params: Mapping[str, Any]) -> bool:
+    """Whether an order with these parameters can only reduce."""
+    return params.get("reduceOnly") == "true" or params.get("closePosition") == "true"
 
 
 def cancel(symbol: str, client_id: str) -> Parameters:

@@ -23,10 +23,14 @@ from src.clock import MS, Clock, monotonic_ns, unseeded
 from src.error_handler import AegisError, Fatal, Retryable
 from src.venue.errors import CLOCK_SKEW, code_of, from_transport, header_s, to_error
 from src.venue.governor import Governor, Priority, Ticket
+from src.venue.orders import reduces
 from src.venue.signing import Credentials, Params, encode_query
 
 BODY_MAX = 64 * 1024 * 1024
 READ_TRIES = 4
+READ_WAIT_S = 90.0
+"""A read waits so long for leave of the governor; a write no longer than its own time-out, since it would be stale."""
+_PLACES = frozenset({"/fapi/v1/order", "/fapi/v1/algoOrder"})
 RECV_WINDOW_MS = 5000
 CLOCK_HEADER = "x-sim-clock"
 _BACKOFF_S = (0.2, 0.5, 1.0)
@@ -91,9 +95,11 @@ class Rest:
 
     async def send(self, method: str, path: str, params: Params = (), *, weight: int = 0, timeout_s: float = 5.0, signed: bool = True,
                    priority: Priority = Priority.TRADE, recv_window_ms: int = RECV_WINDOW_MS, decode: Decode = plain) -> Any:
-        """A write, sent once. Raises Unknown where it may have been executed."""
+        """A write, sent once. Raises Unknown where it may have been executed. An order that is to protect says ``Priority.PROTECT``."""
         assert method in ("POST", "PUT", "DELETE"), method
         request = _Request(method, path, _pairs(params), signed, True, weight, timeout_s, recv_window_ms, priority, decode)
+        if method == "POST" and path in _PLACES and not self.governor.try_order(reducing=reduces(dict(request.params))):
+            raise Retryable("too many orders in this window: it was not sent", status=0, code=0, sent=False)
         try:
             return await self._once(request)
         except Retryable as error:
@@ -119,7 +125,8 @@ class Rest:
     # -- one request -----------------------------------------------------------------------------------------------------------------
 
     async def _once(self, request: _Request) -> Any:
-        ticket = await self.governor.acquire(request.weight, request.priority)
+        wait_s = request.timeout_s if request.write else READ_WAIT_S
+        ticket = await self.governor.acquire(request.weight, request.priority, wait_s_max=wait_s)
         url, headers = self._address(request)
         self.calls += 1
         try:

@@ -27,6 +27,7 @@ from src.clock import Clock, monotonic_ns, unseeded
 from src.error_handler import AegisError, Retryable, Unknown, lifecycle, warn
 from src.venue.errors import from_transport, to_error
 from src.venue.governor import Governor, Priority
+from src.venue.orders import reduces
 from src.venue.signing import Credentials
 
 IN_FLIGHT_MAX = 512
@@ -241,11 +242,12 @@ class WsApi:
     # -- sending ---------------------------------------------------------------------------------------------------------------------
 
     def _ask_leave(self, governor: Governor, method: str, weight: int, params: Mapping[str, Any]) -> None:
-        reducing = params.get("reduceOnly") == "true" or params.get("closePosition") == "true"
-        if governor.blocked_s() > 0 or not (ticket := governor.take_now(weight, Priority.PROTECT)):
+        adding = method in _PLACES and not reduces(params)
+        ticket = governor.take_now(weight, Priority.TRADE if adding else Priority.PROTECT)
+        if ticket is None:
             raise Retryable(f"no request weight left: {method} was not sent", status=0, code=0, sent=False)
         governor.answered(ticket, {})  # these answers bring their figures along, if at all
-        if method in _PLACES and not governor.try_order(reducing=reducing):
+        if method in _PLACES and not governor.try_order(reducing=not adding):
             raise Retryable(f"too many orders in this window: {method} was not sent", status=0, code=0, sent=False)
 
     def _send(self, connection: _Connection, method: str, write: bool, params: Mapping[str, Any], timeout_s: float,
