@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from src.error_handler import Rejected
+from src.error_handler import Rejected, info, warn
 from src.features import FEATURE_NAMES, feature_hash
 
 Floats = npt.NDArray[np.float64]
@@ -61,6 +61,19 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     tested_to_ms: int = 0
     setup_ms: int = 0
     note: str = ""
+
+
+class _Log:
+    """Where LightGBM talks to: it would print otherwise."""
+
+    def info(self, message: str) -> None:
+        info(f"LightGBM: {message.strip()}")
+
+    def warning(self, message: str) -> None:
+        warn(f"LightGBM: {message.strip()}")
+
+
+lightgbm.register_logger(_Log())
 
 
 class Student:
