@@ -50,7 +50,7 @@ class Market(Protocol):
                    limit: int = 500) -> NDArray[np.void]:
         """At most ``limit`` trades of one symbol in rising order: from an id on, or from a time on, or else the last ones before ``to_ms``.
 
-        ``to_ms`` (excluded) bounds every form: give it the present, or the future leaks.
+        ``to_ms`` (excluded) bounds every form: give it the present, or the future leaks. An endless market needs it.
         """
         ...
 

@@ -57,8 +57,8 @@ class Source(Protocol):
         """Whole bars with from_ms ≤ open < to_ms that hold trades."""
         ...
 
-    def opening_of_id(self, index: int, agg_id: int) -> int | None:
-        """When the bar opens that holds the first trade with an id of ``agg_id`` or above; None: not within this source's span."""
+    def opening_of_id(self, index: int, agg_id: int, before_ms: int) -> int | None:
+        """When the bar opens that holds the first trade with an id of ``agg_id`` or above; None: none such before ``before_ms``."""
         ...
 
     def last_close(self, index: int, before_ms: int) -> int | None:
@@ -80,7 +80,7 @@ class BarSource(Protocol):
 
     def bars(self, index: int, from_ms: int, to_ms: int) -> Bars: ...
 
-    def opening_of_id(self, index: int, agg_id: int) -> int | None: ...
+    def opening_of_id(self, index: int, agg_id: int, before_ms: int) -> int | None: ...
 
     def last_close(self, index: int, before_ms: int) -> int | None: ...
 
@@ -211,13 +211,14 @@ class PathMarket:
     ) -> Trades:
         first_ms, end_ms = self._source.span(symbol_index)
         limit = min(limit, AGG_LIMIT_MAX)
-        to = min(x for x in (to_ms, end_ms, self.end_ms, first_ms + 100_000 * DAY_MS) if x is not None)
+        ends = [x for x in (to_ms, end_ms, self.end_ms) if x is not None]
+        assert ends, "to_ms: the trades of an endless market have no end"
+        to = min(ends)
         if from_id is not None:
-            opened = self._source.opening_of_id(symbol_index, from_id)
+            opened = self._source.opening_of_id(symbol_index, from_id, to)
             return self._forward(symbol_index, to if opened is None else opened, to, from_id, limit)
         if from_ms is not None:
             return self._forward(symbol_index, max(from_ms, first_ms), to, 0, limit)
-        assert to_ms is not None or end_ms is not None, "the last trades of an endless market: give to_ms"
         return self._backward(symbol_index, first_ms, to, limit)
 
     def _forward(self, index: int, from_ms: int, to_ms: int, from_id: int, limit: int) -> Trades:

@@ -103,7 +103,7 @@ class CandleFile:
         a, b = np.searchsorted(self._times[index], (from_ms, to_ms))
         return self._bars[index][a:b]
 
-    def opening_of_id(self, index: int, agg_id: int) -> int | None:
+    def opening_of_id(self, index: int, agg_id: int, before_ms: int) -> int | None:
         bars = self._bars[index]
         if agg_id >= bars["agg_base"][-1] + bars["count"][-1]:
             return None
@@ -194,7 +194,7 @@ class TradeFile:
         a, b = np.searchsorted(self._opens[index], (from_ms, to_ms))
         return self._columns[index].minutes[a:b]
 
-    def opening_of_id(self, index: int, agg_id: int) -> int | None:
+    def opening_of_id(self, index: int, agg_id: int, before_ms: int) -> int | None:
         rows = self._columns[index]
         place = int(np.searchsorted(rows.agg_id, agg_id))
         return int(rows.time_ms[place]) // MINUTE_MS * MINUTE_MS if place < len(rows.agg_id) else None

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 from zlib import crc32
 
@@ -209,11 +208,10 @@ class SyntheticBars:
         inner = [self._day(day, index) for day in range(first + 1, last)]
         return np.concatenate([self._day(first, index)[a:], *inner, self._day(last, index)[:b]])
 
-    def opening_of_id(self, index: int, agg_id: int) -> int | None:
-        for days in count(self._calendar.days, 64):
-            self._calendar.extend(days)
-            if self._calendar.agg_base[-1, index] > agg_id:
-                break
+    def opening_of_id(self, index: int, agg_id: int, before_ms: int) -> int | None:
+        self._calendar.extend(before_ms // DAY_MS - self._origin + 1)
+        if agg_id >= self._calendar.agg_base[-1, index]:
+            return None
         day = max(0, int(np.searchsorted(self._calendar.agg_base[:, index], agg_id, side="right")) - 1)
         bars = self._day(self._origin + day, index)
         return int(bars["open_ms"][max(0, int(np.searchsorted(bars["agg_base"], agg_id, side="right")) - 1)])
