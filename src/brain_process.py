@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import count
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -19,7 +20,7 @@ from src.brain import Brain, Decider, listen, tell_errors
 from src.bus import EventBus
 from src.clock import Clock, monotonic_ns
 from src.config import Endpoints, Settings
-from src.error_handler import AegisError, Fatal, Halt, Retryable, lifecycle, warn
+from src.error_handler import AegisError, Fatal, Retryable, catch_and_log, lifecycle, warn
 from src.features import FEATURE_NAMES
 from src.gateway import Gateway
 from src.journal import Journal
@@ -34,9 +35,10 @@ from src.risk import Limit, Limits
 from src.student import Student
 from src.teacher import Teacher, warm_up
 from src.trade import Desk, Trade
-from src.venue.governor import Governor
+from src.venue.budget import shared_governor, show_use
+from src.venue.errors import CLOCK_SKEW, code_of
 from src.venue.orders import ClientIds
-from src.venue.queries import brackets, commission_rate, validate_binance_keys
+from src.venue.queries import commission_rate, maintenance_rates, validate_binance_keys
 from src.venue.rest import Rest
 from src.venue.signing import Credentials
 from src.venue.user_stream import UserStream
@@ -46,6 +48,8 @@ TICK_S = 0.1
 STEADY_S = 1.0
 CONNECT_S = 5.0
 SETTLE_S = 5.0
+SYNC_S = 600
+MAINTENANCE_FALLBACK = Decimal("0.05")
 SLIPPAGE = 0.0001
 """Expected one way, as a share of the price, for the cost rule; what an entry may slip at most is MAX_SLIPPAGE_BPS."""
 FEE_FALLBACK = (Decimal("0.0002"), Decimal("0.0005"))
@@ -98,51 +102,14 @@ async def _table(life: Life) -> tuple[SymbolRules, ...]:
 
 
 async def _trade(life: Life, given: Given, journal: Journal, symbols: tuple[SymbolRules, ...]) -> None:
-    s, clock, block = life.settings, given.clock, life.block
-    governor = Governor(clock.unscaled_ms)
-    rest = Rest(given.urls.rest, clock=clock, governor=governor, credentials=Credentials(*given.keys))
-    await rest.sync_time()
-    await validate_binance_keys(rest)
-    bus = EventBus(tell_errors(block))
-    brain = _make_brain(life, given, journal, bus, symbols)
-    ws = WsApi(given.urls.ws_api, clock=clock, credentials=Credentials(*given.keys), offset_ms=lambda: rest.offset_ms, governor=governor,
-               on_state=lambda up: block.set("ws_api_live", int(up)))  # fmt: skip
-    rules = {r.symbol: r for r in symbols}
-    gateway = Gateway(rest, ws, rules, s.protection_price)
-    ids = ClientIds(rest.timestamp())
-    limits = Limits(s.daily_loss_limit, s.max_drawdown)
-    if (memory := journal.recall("limits")) is not None:
-        limits.recall(memory)
-    fee, rates = await _rates(rest, symbols[0].symbol)
-    portfolio = Portfolio(s.max_open_positions, cooldown_ms=s.cooldown_seconds * 1000, naked_ns=s.naked_limit_ms * 1_000_000, next_id=ids.next,
-                          taker_rate=fee[1])  # fmt: skip
-    desk = Desk(clock, journal, portfolio, gateway, bus, block, limit_of(s), limits, ids, rules, brain.quote_of, fee,
-                lambda symbol: rates.get(symbol, Decimal("0.05")))  # fmt: skip
-    trade = Trade(desk, life.fail)
-    student = brain.decider.student
-    trade.evidence = student is not None and student.may_trade_live
-    streaming = asyncio.Event()
-    stream = UserStream(rest, given.urls.private, on_event=trade.on_event, on_state=lambda up: _stream_state(trade, desk, streaming, up=up))
-    ws.start()
-    stream.start()
+    governor = shared_governor(given.clock, life.counters, life.block)
+    rest = Rest(given.urls.rest, clock=given.clock, governor=governor, credentials=Credentials(*given.keys))
     try:
-        with contextlib.suppress(TimeoutError):  # without the stream recovery is repeated when it comes
-            await asyncio.wait_for(streaming.wait(), CONNECT_S)
-        trade.recovering = True
-        await recover(trade, journal, portfolio, gateway, clock)
-        brain.start(life.fail)
-        listen(given.control, {"recheck": lambda: trade.spawn(reconcile(trade, portfolio, gateway, clock)),
-                               "flatten": lambda: trade.flatten("flattened by the operator")})  # fmt: skip
-        block.set("leverage_cap", float(desk.limit.leverage(brain.decider.source)))
-        block.set("confidence_source", int(student is not None))
-        life.ready()
-        await _run(life, given, brain, trade, rest)
-        await _settle(life, trade, portfolio)
+        await rest.sync_time()
+        await validate_binance_keys(rest)
+        fee, rates = await _rates(rest, symbols[0].symbol)
+        await Room(life, given, journal, symbols, Terms(rest, fee, rates)).live()
     finally:
-        brain.stop()
-        trade.remember()
-        await stream.close()
-        await ws.close()
         await rest.close()
 
 
@@ -177,8 +144,7 @@ def _student(s: Settings, journal: Journal) -> Student | None:
 async def _rates(rest: Rest, symbol: str) -> tuple[tuple[Decimal, Decimal], dict[str, Decimal]]:
     """(maker, taker) commission and the maintenance margin ratio of each symbol, as the venue says for this account."""
     try:
-        table = await brackets(rest)
-        return await commission_rate(rest, symbol), {name: rows[0].rate for name, rows in table.items() if rows}
+        return await commission_rate(rest, symbol), await maintenance_rates(rest)
     except Fatal:
         raise
     except AegisError as error:
@@ -186,68 +152,137 @@ async def _rates(rest: Rest, symbol: str) -> tuple[tuple[Decimal, Decimal], dict
         return FEE_FALLBACK, {}
 
 
-def _stream_state(trade: Trade, desk: Desk, streaming: asyncio.Event, *, up: bool) -> None:
-    """The user stream replays nothing: without it nothing opens, and after it everything is compared again."""
-    desk.block.set("user_stream_live", int(up))
-    if not up:
-        trade.holds["stream"] = "the user stream is down"
-        return
-    trade.holds.pop("stream", None)
-    streaming.set()
-    if trade.recovering:
-        trade.spawn(reconcile(trade, desk.portfolio, desk.gateway, desk.clock))
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The venue as this account sees it: REST, (maker, taker) commission, and the maintenance margin ratio by symbol."""
+
+    rest: Rest
+    fee: tuple[Decimal, Decimal]
+    maintenance: dict[str, Decimal]
 
 
-async def _run(life: Life, given: Given, brain: Brain, trade: Trade, rest: Rest) -> None:
-    """The timers, until the end. A task that fails ends the process: the container starts it anew, and starting is recovering."""
-    s = life.settings
-    leverage = s.max_leverage_student if brain.decider.student is not None else s.max_leverage_teacher
-    tasks = [asyncio.ensure_future(work) for work in (
-        keep_history(brain.market, rest, given.clock, life.stop),
-        keep_prepared(trade, rest, brain.market.symbols, leverage, life.stop),
-        _ticks(trade), _steady(life, given, brain, trade))]  # fmt: skip
-    stopped = asyncio.ensure_future(life.stop.wait())
-    waiting = {*tasks, stopped}
-    try:
-        while stopped in waiting and not stopped.done():
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {stopped}:
-                task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
+class Room:
+    """Brain, Trade and their connections, wired once; ``live`` runs them from recovery to the last answer."""
 
+    def __init__(self, life: Life, given: Given, journal: Journal, symbols: tuple[SymbolRules, ...], terms: Terms) -> None:
+        self.life, self.given, self.rest, self.journal = life, given, terms.rest, journal
+        s, clock, block = life.settings, given.clock, life.block
+        bus = EventBus(tell_errors(block))
+        self.brain = _make_brain(life, given, journal, bus, symbols)
+        self.ws = WsApi(given.urls.ws_api, clock=clock, credentials=Credentials(*given.keys), offset_ms=lambda: self.rest.offset_ms,
+                        governor=self.rest.governor, on_state=lambda up: block.set("ws_api_live", int(up)), on_fault=self._fault)  # fmt: skip
+        self.gateway = Gateway(self.rest, self.ws, {r.symbol: r for r in symbols}, s.protection_price)
+        ids = ClientIds(self.rest.timestamp())
+        self.portfolio = Portfolio(
+            s.max_open_positions, cooldown_ms=s.cooldown_seconds * 1000, naked_ns=s.naked_limit_ms * 1_000_000, next_id=ids.next,
+            taker_rate=terms.fee[1])  # fmt: skip
+        limits = Limits(s.daily_loss_limit, s.max_drawdown)
+        if (memory := journal.recall("limits")) is not None:
+            limits.recall(memory)
+        self.trade = Trade(Desk(
+            clock=clock, journal=journal, portfolio=self.portfolio, gateway=self.gateway, bus=bus, block=block, limit=limit_of(s), limits=limits,
+            ids=ids, rules={r.symbol: r for r in symbols}, quote_of=self.brain.quote_of, fee=terms.fee,
+            maintenance=lambda symbol: terms.maintenance.get(symbol, MAINTENANCE_FALLBACK)), life.fail)  # fmt: skip
+        student = self.brain.decider.student
+        self.trade.evidence = student is not None and student.may_trade_live
+        self.leverage = s.max_leverage_teacher if student is None else s.max_leverage_student
+        block.set("leverage_cap", float(self.leverage))
+        block.set("confidence_source", int(student is not None))
+        self.stream = UserStream(self.rest, given.urls.private, on_event=self.trade.on_event, on_state=self._stream_state, on_fault=self._fault)
+        self._streaming = asyncio.Event()
 
-async def _ticks(trade: Trade) -> None:
-    while True:
-        trade.tick()
-        await asyncio.sleep(TICK_S)
+    def _fault(self, error: AegisError) -> None:
+        """A connection could not be made: a bad key ends the process, a clock that is off is set right, the rest tries again by itself."""
+        if isinstance(error, Fatal):
+            self.life.fail(error)
+        elif code_of(error) == CLOCK_SKEW:
+            self.trade.spawn(self.rest.sync_time())
 
+    def _stream_state(self, up: bool) -> None:
+        """The user stream replays nothing: without it nothing opens, and after it everything is compared again."""
+        self.life.block.set("user_stream_live", int(up))
+        if not up:
+            self.trade.holds["stream"] = "the user stream is down"
+            return
+        self.trade.holds.pop("stream", None)
+        self._streaming.set()
+        if self.trade.recovering:
+            self.recheck()
 
-async def _steady(life: Life, given: Given, brain: Brain, trade: Trade) -> None:
-    """Once a second: parked ring, stale symbols, the journal's log, the limits' memory."""
-    stale_ns = life.settings.stale_ms * 1_000_000
-    while True:
-        brain.recheck()
-        life.block.set("stale_symbols", brain.stale_symbols(given.clock.speed * stale_ns / 1e6))
-        trade.remember()
-        await asyncio.sleep(STEADY_S)
+    def recheck(self) -> None:
+        self.trade.spawn(reconcile(self.trade, self.portfolio, self.gateway, self.given.clock))
 
+    async def live(self) -> None:
+        """Money first: what is held is recovered and protected, then the market is read, then new entries."""
+        connections = [self.ws.start(), self.stream.start()]
+        try:
+            with contextlib.suppress(TimeoutError):  # without the stream recovery is repeated when it comes
+                await asyncio.wait_for(self._streaming.wait(), CONNECT_S)
+            self.trade.recovering = True
+            await recover(self.trade, self.journal, self.portfolio, self.gateway, self.given.clock)
+            self.brain.start(self.life.fail)
+            listen(self.given.control, {"recheck": self.recheck, "flatten": lambda: self.trade.flatten("flattened by the operator")})
+            self.life.ready()
+            await self._run(connections)
+            await self._settle()
+        finally:
+            self.brain.stop()
+            self.trade.remember()
+            await self.stream.close()
+            await self.ws.close()
 
-async def _settle(life: Life, trade: Trade, portfolio: Portfolio) -> None:
-    """No new entries; what is in flight gets its answer, and with ON_SHUTDOWN=flatten everything is closed."""
-    trade.holds["stop"] = "stopping"
-    flatten = life.settings.on_shutdown == "flatten"
-    if flatten:
-        trade.flatten("stopping")
-    deadline = monotonic_ns() + int(SETTLE_S * 1e9)
-    while monotonic_ns() < deadline and (portfolio.slots if flatten else portfolio.in_flight()):
-        trade.tick()
-        await asyncio.sleep(0.02)
-    held = [f"{x.symbol} {x.qty * x.side.sign}" for x in portfolio.slots.values() if x.qty > 0]
-    if held:
-        lifecycle(f"⚓ Left open, with stops on the exchange: {', '.join(held)}")
-    if portfolio.in_flight():
-        warn("an order was still without an answer: the next start asks for it")
-    if life.failed and isinstance(life.failed[0], Halt):
-        warn("stopped by a halt", reason=str(life.failed[0]))
+    async def _run(self, connections: list[asyncio.Task[None]]) -> None:
+        """Until stopped. A task that ends by itself failed, and ends the process: the container starts it anew, and starting is recovering."""
+        life, clock, market = self.life, self.given.clock, self.brain.market
+        mine = [asyncio.ensure_future(work) for work in (
+            life.stop.wait(), self._ticks(), self._steady(), keep_history(market, self.rest, clock, life.stop),
+            keep_prepared(self.trade, self.rest, market.symbols, self.leverage, life.stop))]  # fmt: skip
+        waiting = {*mine, *connections}
+        try:
+            while not life.stop.is_set():
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            for task in mine:
+                task.cancel()
+
+    async def _ticks(self) -> None:
+        while True:
+            self.trade.tick()
+            await asyncio.sleep(TICK_S)
+
+    async def _steady(self) -> None:
+        """Once a second: the parked ring, stale symbols, the limits' memory, the request budget; now and then the venue's time."""
+        life, clock = self.life, self.given.clock
+        stale_ms = life.settings.stale_ms * clock.speed
+        for second in count(1):
+            await asyncio.sleep(STEADY_S)
+            self.brain.recheck()
+            life.block.set("stale_symbols", self.brain.stale_symbols(stale_ms))
+            life.block.set("wal_bytes", self.journal.wal_bytes())
+            show_use(self.rest.governor, clock, life.block)
+            self.trade.remember()
+            if second % SYNC_S == 0:
+                self.trade.spawn(self._sync())
+
+    @catch_and_log("the venue's time was not measured")
+    async def _sync(self) -> None:
+        await self.rest.sync_time()
+
+    async def _settle(self) -> None:
+        """No new entries; what is in flight gets its answer, and with ON_SHUTDOWN=flatten everything is closed."""
+        trade, portfolio = self.trade, self.portfolio
+        trade.holds["stop"] = "stopping"
+        flatten = self.life.settings.on_shutdown == "flatten"
+        if flatten:
+            trade.flatten("stopping")
+        deadline = monotonic_ns() + int(SETTLE_S * 1e9)
+        while monotonic_ns() < deadline and (portfolio.slots if flatten else portfolio.in_flight()):
+            trade.tick()
+            await asyncio.sleep(0.02)
+        held = [f"{x.symbol} {x.qty * x.side.sign}" for x in portfolio.slots.values() if x.qty > 0]
+        if held:
+            lifecycle(f"⚓ Left open, with stops on the exchange: {', '.join(held)}")
+        if portfolio.in_flight():
+            warn("an order was still without an answer: the next start asks for it")

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -159,10 +159,10 @@ class Throttle:
 T = TypeVar("T")
 
 
-def catch_and_log(what: str) -> Callable[[Callable[..., Awaitable[T]]], Callable[..., Awaitable[T | None]]]:
+def catch_and_log(what: str) -> Callable[[Callable[..., Awaitable[T]]], Callable[..., Coroutine[Any, Any, T | None]]]:
     """For the end of a chore: its error is logged and the daemon lives on. Fatal and Halt pass through."""
 
-    def decorate(function: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T | None]]:
+    def decorate(function: Callable[..., Awaitable[T]]) -> Callable[..., Coroutine[Any, Any, T | None]]:
         @wraps(function)
         async def guarded(*args: Any, **kwargs: Any) -> T | None:
             try:

@@ -81,7 +81,8 @@ class Gateway:
                     call = asyncio.get_running_loop().create_future()
                     call.set_exception(error)
         if call is None:
-            call = asyncio.ensure_future(self.rest.send(verb, path, params, recv_window_ms=window_ms, priority=Priority.PROTECT))
+            priority = Priority.TRADE if entry else Priority.PROTECT
+            call = asyncio.ensure_future(self.rest.send(verb, path, params, recv_window_ms=window_ms, priority=priority))
         call.add_done_callback(self._heard)
         return call
 

@@ -20,14 +20,15 @@ from src.error_handler import AegisError, Fatal, failure, info, lifecycle, warn
 from src.journal import Reader
 from src.life import Life
 from src.maintenance import maintain
-from src.reconciliation import Report, compare
+from src.reconciliation import Mismatch, Report, compare, wallet_check
 from src.system_monitor import Limits, Pulse, heartbeat, judge, slot_of
 from src.venue import queries
-from src.venue.governor import Governor
+from src.venue.budget import shared_governor, show_use
 from src.venue.rest import Rest
 from src.venue.signing import Credentials
 
 RETRY_S = 5.0
+TWICE_S = 3.0
 DAY_MS = 86_400_000
 
 
@@ -45,6 +46,7 @@ class Orchestrator:
         self._limits = Limits(s.hung_seconds, s.stale_ms / 1000, exchange=s.local_exchange and not s.exchange_url)
         self._started_ns = monotonic_ns()
         self._last_maintenance_ms = clock.market_ms()
+        self._base: tuple[Decimal, int] | None = None
 
     def reasons(self) -> list[str]:
         return judge(self._life.counters.snapshot(), self._limits, monotonic_ns())
@@ -53,29 +55,41 @@ class Orchestrator:
         return self._life.counters.age_s("supervisor", monotonic_ns()) < self._life.settings.hung_seconds
 
     async def reconcile(self) -> None:
-        """Compare the journal with the venue twice, so that what moved in between is not taken for a mismatch."""
+        """Compare the journal with the venue; a difference counts when it is seen twice, 3 s apart, since the rest is movement."""
+        report = await self._compare()
+        if report.mismatches:
+            await asyncio.sleep(TWICE_S)
+            report = (await self._compare()).only([(m.kind, m.symbol) for m in report.mismatches])
+        report = report.plus(await self._check_wallet())
         block = self._life.block
-        first = await self._compare()
-        if first.mismatches:
-            await asyncio.sleep(3.0)
-            second = await self._compare()
-            both = {(m.kind, m.symbol) for m in first.mismatches}
-            first = second.only(both)
         block.add("reconciliations")
-        block.add("matches", first.matches)
-        block.add("mismatches", len(first.mismatches))
-        lifecycle(f"✅ Cache reconciled: {first.positions} positions on Binance")
-        lifecycle(f"📊 Report: {first.matches} matches, {len(first.mismatches)} mismatches")
-        if first.mismatches:
-            warn("⚠️ Position mismatches detected")
-            for mismatch in first.mismatches:
-                warn(f"   {mismatch}")
+        block.add("matches", report.matches)
+        block.add("mismatches", len(report.mismatches))
+        good, bad = report.lines()[:2], report.lines()[2:]
+        for line in good:
+            lifecycle(line)
+        for line in bad:
+            warn(line)
+        if bad:
             self._control.send(("recheck", None))
 
     async def _compare(self) -> Report:
-        account = await queries.account(self._rest)
+        held = await queries.positions(self._rest)
         guards = await queries.open_algo_orders(self._rest)
-        return compare(self._journal.slots(), account.positions, guards)
+        return compare(self._journal.slots(), held, guards, await queries.open_orders(self._rest))
+
+    async def _check_wallet(self) -> Mismatch | None:
+        """The wallet against the venue's statement since this process began; skipped where money moves just now."""
+        before = await queries.account(self._rest)
+        now_ms = self._rest.timestamp()
+        if self._base is None:
+            self._base = (before.wallet, now_ms)
+            return None
+        wallet, since_ms = self._base
+        rows = await queries.income(self._rest, since_ms + 1, now_ms)
+        if (await queries.account(self._rest)).wallet != before.wallet:
+            return None
+        return wallet_check(wallet, rows, before.wallet)
 
     async def beat(self) -> None:
         figures, now_ns = self._life.counters.snapshot(), monotonic_ns()
@@ -113,6 +127,7 @@ class Orchestrator:
     async def _once(self, name: str, chore: Callable[[], Awaitable[None]]) -> bool:
         try:
             await chore()
+            show_use(self._rest.governor, self._clock, self._life.block)
             return True
         except Fatal:
             raise
@@ -127,8 +142,7 @@ class Orchestrator:
 async def run_orchestrator(life: Life, urls: Endpoints, clock: Clock, control: Connection, keys: tuple[str, str]) -> None:
     """Until ``life.stop``."""
     s = life.settings
-    governor = Governor(clock.unscaled_ms)
-    rest = Rest(urls.rest, clock=clock, governor=governor, credentials=Credentials(*keys))
+    rest = Rest(urls.rest, clock=clock, governor=shared_governor(clock, life.counters, life.block), credentials=Credentials(*keys))
     dispatcher = Dispatcher(workers=1)
     orchestrator = Orchestrator(life, rest, clock, control, dispatcher)
     about = {"mode": s.trading_mode, "version": VERSION}

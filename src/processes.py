@@ -12,6 +12,7 @@ from typing import Any
 from src.clock import Clock, monotonic_ns
 from src.config import SIM_KEY, SIM_SECRET, Endpoints, Settings
 from src.counters import Counters
+from src.error_handler import Fatal
 from src.life import Life, live
 
 
@@ -36,7 +37,11 @@ async def _exchange(life: Life) -> None:
     options = ExchangeOptions(
         market=s.sim_market, symbols=s.symbols, seed=s.sim_seed, path=s.sim_data or None, speed=s.sim_speed, latency_ms=s.sim_latency_ms,
         accounts=(Account(SIM_KEY, SIM_SECRET, s.sim_balance),), books_dir=str(Path(s.state_dir) / "exchange"))  # fmt: skip
-    await serve(options, life.ready, life.stop)
+    try:
+        await serve(options, life.ready, life.stop)
+    except Fatal as error:
+        setting = {"SYMBOLS": "SYMBOLS", "SIM_DATA": "SIM_DATA"}.get(str(error.fields.get("setting", "")), "")
+        raise Fatal(f"{setting}={error.fields.get('value')!r}: {error}" if setting and setting not in str(error) else str(error)) from error
 
 
 def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: Any, urls: Endpoints, clock: Clock) -> None:

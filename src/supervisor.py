@@ -22,7 +22,7 @@ from typing import Any
 
 from src.clock import monotonic_ns
 from src.counters import READY, STOPPING, Counters
-from src.error_handler import critical, failure, lifecycle, warn
+from src.error_handler import Fatal, critical, failure, lifecycle, warn
 
 EXIT_OK, EXIT_DIED, EXIT_FATAL = 0, 1, 2
 STOP_S = 10.0
@@ -215,6 +215,10 @@ def run(supervisor: Supervisor, start: Callable[[Supervisor], None]) -> int:
             return EXIT_OK
         except ChildEnded as error:
             return supervisor.ended(error)
+        except Fatal as error:
+            critical(f"🛑 {error}")
+            supervisor.stop()
+            return EXIT_FATAL
         except Exception as error:
             failure("the supervisor itself failed", error)
             supervisor.stop()

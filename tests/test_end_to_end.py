@@ -1,0 +1,197 @@
+"""The whole daemon as a user runs it: real processes, sockets, signals and files against the local exchange."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import signal
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from src.config import SIM_KEY, SIM_SECRET
+from src.journal import Reader
+from tests.daemon import Process, alive, daemon_env, descendants, exchange, get, health_url, running, until
+
+FAST = {"SIM_SPEED": "60", "UNIVERSE_SIZE": "12", "LOG_LEVEL": "INFO"}
+START_LINES = (
+    "🚀 A.E.G.I.S. v8.0", "🔇 Log Level: INFO", "💓 System Monitor: Enabled (15-min heartbeat)", "🔄 Ring buffer ready: 2097664 bytes",
+    "🚀 Launching Feed + Brain + Orchestrator processes...", "📡 Feed process started (PID=", "🧠 Brain process started (PID=",
+    "🔄 Orchestrator process started (PID=", "✅ All processes running", "🔄 Entering Process Monitor Loop (keep-alive)",
+)  # fmt: skip
+CHILDREN = ("Feed", "Brain", "Orchestrator", "Exchange")
+
+
+def signed(urls: dict[str, str], verb: str, path: str, key: str = SIM_KEY, secret: str = SIM_SECRET, **params: Any) -> tuple[int, Any]:
+    """A signed call of another client on the same account, with the exchange's own time."""
+    _, now = get(urls["rest"] + "/fapi/v1/time")
+    query = "&".join(f"{k}={v}" for k, v in (params | {"timestamp": now["serverTime"]}).items())
+    url = f"{urls['rest']}{path}?{query}&signature=" + hmac.new(secret.encode(), query.encode(), hashlib.sha256).hexdigest()
+    if verb == "GET":
+        return get(url, {"X-MBX-APIKEY": key})
+    request = urllib.request.Request(url, b"", {"X-MBX-APIKEY": key}, method=verb)
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return answer.status, answer.read()
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A daemon with its own exchange, shared by the tests that only look."""
+    with running([], daemon_env(tmp_path_factory.mktemp("daemon"), **FAST)) as process:
+        process.wait_line("🔄 Entering Process Monitor Loop (keep-alive)")
+        yield process
+
+
+def test_the_start_says_the_lines_people_watch_for(started: Process) -> None:
+    for text in START_LINES:
+        assert started.count(text) == 1, text
+
+
+def test_health_is_ready_and_live_and_metrics_count(started: Process) -> None:
+    url = health_url(started)
+    until(lambda: get(url)[0] == 200, 30, what="/health 200")
+    status, body = get(url)
+    assert (status, body["status"], body["reasons"]) == (200, "healthy", [])
+    assert get(url + "/live") == (200, {"status": "live"})
+    with urllib.request.urlopen(url.replace("/health", "/metrics"), timeout=5) as answer:
+        text = answer.read().decode()
+    trades = [line for line in text.splitlines() if line.startswith('aegis_trades{process="feed"}')]
+    assert trades and float(trades[0].split()[-1]) > 0
+
+
+def test_processes_carry_names_and_no_secrets(started: Process) -> None:
+    names = [Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0") for pid in descendants(started.process.pid)]
+    assert {"aegis: feed", "aegis: brain", "aegis: orchestrator", "aegis: exchange"} <= set(names)
+    for pid in descendants(started.process.pid):
+        assert SIM_SECRET.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_feed_and_orchestrator_never_load_lightgbm(started: Process) -> None:
+    for name in ("Feed", "Orchestrator"):
+        maps = Path(f"/proc/{started.pid_of(name)}/maps").read_text()
+        assert "lightgbm" not in maps, name
+
+
+def test_the_heartbeat_can_be_read(started: Process) -> None:
+    started.wait_line("💓 Heartbeat · sim", 40)
+    started.wait_line("money      equity", 5)
+    started.wait_line("✅ Cache reconciled: ", 10)
+    started.wait_line("📊 Report: ", 5)
+
+
+def test_sigterm_stops_in_order_and_leaves_nothing(tmp_path: Path) -> None:
+    before = set(os.listdir("/dev/shm"))
+    with running([], daemon_env(tmp_path, **FAST)) as process:
+        process.wait_line("✅ All processes running")
+        children = descendants(process.process.pid)
+        begun = monotonic()
+        assert process.stop() == 0
+        assert monotonic() - begun < 10
+        process.wait_line("👋 All processes stopped")
+    until(lambda: not [pid for pid in children if alive(pid)], 3, what="the end of all processes")
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_a_killed_child_is_known_at_once_and_the_daemon_ends_with_1(tmp_path: Path, name: str) -> None:
+    with running([], daemon_env(tmp_path, **FAST)) as process:
+        process.wait_line("✅ All processes running")
+        children = descendants(process.process.pid)
+        begun = monotonic()
+        os.kill(process.pid_of(name), signal.SIGKILL)
+        process.wait_line(f"🔴 CRITICAL: {name} process died! Container will restart.", 5)
+        assert monotonic() - begun < 2
+        assert process.wait() == 1
+    until(lambda: not [pid for pid in children if alive(pid)], 3, what="the end of all processes")
+
+
+def test_a_hung_child_is_a_dead_one(tmp_path: Path) -> None:
+    with running([], daemon_env(tmp_path, HUNG_SECONDS="3", **FAST)) as process:
+        process.wait_line("✅ All processes running")
+        os.kill(process.pid_of("Feed"), signal.SIGSTOP)
+        process.wait_line("🔴 CRITICAL: Feed process died! Container will restart.", 10)
+        assert process.wait(20) == 1
+
+
+def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
+    with running([], daemon_env(tmp_path, **FAST)) as process:
+        process.wait_line("✅ All processes running")
+        children = descendants(process.process.pid)
+        process.process.kill()
+        until(lambda: not [pid for pid in children if alive(pid)], 12, what="the end of the children")
+
+
+@pytest.mark.parametrize(
+    ("env", "texts"),
+    [
+        ({"MAX_OPEN_POSITIONS": "9", "RISK_PER_TRADE": "2"}, ["MAX_OPEN_POSITIONS='9'", "RISK_PER_TRADE='2'"]),
+        ({"TRADING_MODE": "live"}, ["BINANCE_API_KEY is empty"]),
+        ({"EXCHANGE_URL": "http://127.0.0.1:1"}, ["EXCHANGE_URL='http://127.0.0.1:1'"]),
+        ({"SIM_MARKET": "replay", "SIM_DATA": __file__}, ["SIM_DATA"]),
+        ({"SYMBOLS": "NOSUCHUSDT"}, ["SYMBOLS", "NOSUCHUSDT"]),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_without_a_traceback(tmp_path: Path, env: dict[str, str], texts: list[str]) -> None:
+    with running([], daemon_env(tmp_path, **FAST, **env)) as process:
+        assert process.wait(40) == 2, process.output
+        for text in texts:
+            assert text in process.output
+        assert "Traceback" not in process.output
+
+
+def test_a_taken_port_is_named(tmp_path: Path, started: Process) -> None:
+    port = health_url(started).split(":")[2].split("/")[0]
+    with running([], daemon_env(tmp_path, **FAST) | {"PORT": port}) as process:
+        assert process.wait(60) == 2 and f"PORT={port}" in process.output
+
+
+def test_an_unknown_command_is_named() -> None:
+    with running(["fly"], {}) as process:
+        assert process.wait() == 2 and "unknown command 'fly'" in process.output
+
+
+# --- an exchange that outlives the daemon ---------------------------------------------------------------------------------------------
+
+
+def position_of(urls: dict[str, str]) -> dict[str, Any] | None:
+    _, rows = signed(urls, "GET", "/fapi/v3/positionRisk")
+    return rows[0] if rows else None
+
+
+def stops_of(urls: dict[str, str], symbol: str) -> list[dict[str, Any]]:
+    _, rows = signed(urls, "GET", "/fapi/v1/openAlgoOrders", symbol=symbol)
+    return [r for r in rows if r["orderType"] == "STOP_MARKET" and r["closePosition"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["Brain", "supervisor"])
+def test_a_start_protects_what_it_finds(tmp_path: Path, victim: str) -> None:
+    """A position is opened, a process is killed, its stop vanishes from the venue, and the next start puts it back."""
+    with exchange(tmp_path, "--speed", "60", "--seed", "3", "--account", f"{SIM_KEY}:{SIM_SECRET}:10000") as (_, urls):
+        env = daemon_env(tmp_path, **FAST, EXCHANGE_URL=urls["rest"], MIN_CONFIDENCE="0.3") | {"UNIVERSE_SIZE": "20"}
+        with running([], env) as first:
+            first.wait_line("📈 opened", 180)
+            position = until(lambda: position_of(urls), 5, what="a position on the venue")
+            symbol = position["symbol"]
+            until(lambda: stops_of(urls, symbol), 5, what="its stop")
+            if victim == "Brain":
+                os.kill(first.pid_of("Brain"), signal.SIGKILL)
+                assert first.wait(20) == 1
+            else:
+                first.process.kill()
+                first.wait(20)
+        if position_of(urls) is None:
+            pytest.fail("the position was closed before the start could find it")
+        for stop in stops_of(urls, symbol):
+            signed(urls, "DELETE", "/fapi/v1/algoOrder", algoId=stop["algoId"])
+        with running([], env) as second:
+            second.wait_line("♻️ Recovered ", 60)
+            second.wait_line("✅ All processes running")
+            until(lambda: stops_of(urls, symbol) or position_of(urls) is None, 5, what="protection")
+            assert second.stop() == 0
+        assert len(Reader(env["STATE_DIR"]).rows("SELECT 1 FROM fills")) > 0
