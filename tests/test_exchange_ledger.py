@@ -67,7 +67,7 @@ def test_at_the_liquidation_price_the_margin_is_just_used_up(side: str, isolated
     assert abs(margin - maintenance(desk.state.specs[0].brackets, price * position.qty)) < D("0.0001")
 
 
-def _act(desk: Desk, chance: object) -> None:
+def act(desk: Desk, chance: object) -> None:
     """One random thing that a user or the market may do."""
     rng = chance
     symbol = rng.randrange(2)  # type: ignore[attr-defined]
@@ -124,7 +124,7 @@ def test_thousands_of_random_operations_leave_every_ledger_in_balance(seed: int)
     refusals = 0
     for n in range(3000):
         try:
-            _act(desk, rng)
+            act(desk, rng)
         except ApiError:
             refusals += 1
         if n % 10 == 0:

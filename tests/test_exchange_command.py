@@ -1,0 +1,83 @@
+"""The exchange as a process: it says where it is, stops when told, comes back after ``kill -9``, and names a wrong option in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from src.clock import Clock
+from src.exchange.command import main, options_of
+from src.exchange.server import Ready
+from tests.test_exchange_wire import KEY, SECRET, Client
+
+START_S = 30.0
+
+
+async def start(*argv: str) -> tuple[asyncio.subprocess.Process, dict[str, str]]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "src.exchange.command", "--port", "0", "--symbols", "BTCUSDT,ETHUSDT", "--account", f"{KEY}:{SECRET}:10000",
+        "--control", *argv, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    return process, json.loads(await asyncio.wait_for(process.stdout.readline(), START_S))
+
+
+async def a_client(session: aiohttp.ClientSession, urls: dict[str, str]) -> Client:
+    client = Client(session, Ready(**urls, clock=Clock(0, 0)))
+    await client.get("v1/ping")
+    t0, m0, speed = client.headers["x-sim-clock"].split(",")
+    client.clock = Clock(int(t0), int(m0), float(speed))
+    return client
+
+
+async def test_a_killed_exchange_comes_back_with_its_books(tmp_path: Path) -> None:
+    argv = ("--books", str(tmp_path), "--speed", "20")
+    process, urls = await start(*argv)
+    async with aiohttp.ClientSession() as session:
+        client = await a_client(session, urls)
+        await client.good("POST", "v1/leverage", symbol="BTCUSDT", leverage=9)
+        await client.good("POST", "v1/order", symbol="BTCUSDT", side="BUY", type="MARKET", quantity="0.1", newOrderRespType="RESULT")
+        await client.good("POST", "v1/algoOrder", algoType="CONDITIONAL", symbol="BTCUSDT", side="SELL", type="STOP_MARKET",
+                          triggerPrice="20000", closePosition="true", timeInForce="GTE_GTC", clientAlgoId="stop")  # fmt: skip
+        before, last = await client.books(), (await client.get("v1/time"))["serverTime"]
+        process.kill()
+        await process.wait()
+    process, urls = await start(*argv)
+    try:
+        async with aiohttp.ClientSession() as session:
+            client = await a_client(session, urls)
+            assert (await client.get("v1/time"))["serverTime"] >= last
+            assert await client.books() == before
+            row: dict[str, Any] = (await client.good("GET", "v1/symbolConfig", symbol="BTCUSDT"))[0]
+            assert row["leverage"] == 9
+            await client.control("price", symbol="BTCUSDT", price="19000")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), START_S) == 0
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--speed", "61"], ["--speed", "x"], ["--account", "only"], ["--account", "k:s:-1"], ["--market", "binance"], ["--market", "replay"],
+        ["--port", "70000"], ["--latency-ms", "-5"], ["--nonsense"], ["--account", "a:b:1", "--account", "a:c:1"],
+    ],
+)  # fmt: skip
+def test_a_wrong_option_is_one_line_and_exit_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_options_come_from_the_command_line() -> None:
+    options = options_of(
+        ["--port", "8901", "--symbols", "btcusdt,ETHUSDT", "--account", "K:S:12.5", "--speed", "2", "--latency-ms", "5", "--control"]
+    )
+    assert (options.port, options.symbols, options.speed, options.latency_ms, options.control) == (8901, ("BTCUSDT", "ETHUSDT"), 2.0, 5, True)
+    assert (options.accounts[0].key, options.accounts[0].secret, str(options.accounts[0].balance)) == ("K", "S", "12.5")

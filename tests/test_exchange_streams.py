@@ -1,0 +1,219 @@
+"""Stream sockets: routes, control messages with their exact replies, silence where there is nothing, listen keys, slow clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+
+from src.exchange.options import Limits
+from tests.test_exchange_fake import FakeMarket
+from tests.test_exchange_wire import KEY, Client, exchange, options, short
+
+LIVELY = options(speed=20.0)
+
+
+def lively() -> FakeMarket:
+    """BTCUSDT moves a tick up and down ten times a second for five minutes."""
+    market = FakeMarket(("BTCUSDT", "60000"), ("ETHUSDT", "3000"), seconds=300)
+    for n in range(3000):
+        market.put(0, market.open_ms + n * 100 + 50, "60000.00" if n % 2 else "60000.10")
+    return market
+
+
+@pytest.fixture
+async def client() -> Any:
+    async with exchange(LIVELY, lively()) as client:
+        yield client
+
+
+CONTROL: list[tuple[str, Any]] = [
+    ('{"method":"SUBSCRIBE","params":["ethusdt@nonsense"],"id":1}', '{"result":null,"id":1}'),
+    ('{"method":"LIST_SUBSCRIPTIONS","id":3}', '{"result":["ethusdt@nonsense"],"id":3}'),
+    ('{"method":"UNSUBSCRIBE","params":["ethusdt@nonsense"],"id":2}', '{"result":null,"id":2}'),
+    ('{"method":"GET_PROPERTY","params":["combined"],"id":5}', '{"result":false,"id":5}'),
+    ('{"method":"SET_PROPERTY","params":["combined",true],"id":4}', '{"result":null,"id":4}'),
+    ('{"method":"GET_PROPERTY","params":["combined"],"id":5}', '{"result":true,"id":5}'),
+    ('{"method":"SET_PROPERTY","params":["combined",1],"id":4}', 1),
+    ('{"method":"SET_PROPERTY","params":["other",true],"id":4}', 0),
+    ('{"method":"SET_PROPERTY","params":[7,true],"id":4}', 2),
+    ('{"method":"SET_PROPERTY","params":["combined",true,1],"id":4}', 2),
+    ('{"method":"JUMP","id":4}', 2),
+    ('{"id":4}', 2),
+    ('{"method":"LIST_SUBSCRIPTIONS","id":"x"}', 2),
+    ('{"method":"LIST_SUBSCRIPTIONS","id":-1}', 2),
+    ('{"method":"LIST_SUBSCRIPTIONS"}', 2),
+    ('{"method":"SUBSCRIBE","params":[1],"id":1}', 2),
+    ('{"method":"SUBSCRIBE","params":"btcusdt@aggTrade","id":1}', 2),
+    ("[]", 2),
+    ("nonsense", 3),
+    ("", 3),
+]  # fmt: skip
+
+
+async def test_control_messages_are_answered_to_the_letter(client: Client) -> None:
+    socket = await client.socket(client.ready.market + "/ws")
+    for message, wanted in CONTROL:
+        await socket.send(message)
+        text = (await socket.frame()).data
+        if isinstance(wanted, str):
+            assert text == wanted
+        else:
+            assert json.loads(text)["code"] == wanted, message
+
+
+async def test_each_route_carries_its_own_streams_and_is_silent_about_others(client: Client) -> None:
+    names = ["btcusdt@aggTrade", "btcusdt@bookTicker", "btcusdt@markPrice@1s", "btcusdt@depth5@100ms", "btcusdt@aggtrade"]
+    seen: dict[str, set[str]] = {}
+    for route, base in (("market", client.ready.market), ("public", client.ready.public), ("none", client.ready.public[: -len("/public")])):
+        socket = await client.socket(base + "/stream")
+        assert await socket.ask({"method": "SUBSCRIBE", "params": names, "id": 1}) == {"result": None, "id": 1}
+        seen[route] = {(await socket.next())["stream"] for _ in range(12)}
+    assert seen["market"] == {"btcusdt@aggTrade", "btcusdt@markPrice@1s"}
+    assert seen["public"] == seen["none"] == {"btcusdt@bookTicker", "btcusdt@depth5@100ms"}
+
+
+async def test_raw_and_combined_frames(client: Client) -> None:
+    raw = await client.socket(client.ready.market + "/ws/btcusdt@aggTrade/ethusdt@aggTrade")
+    trade = await raw.next()
+    assert trade.keys() == set("eEsapqflTm") | {"nq", "st"}
+    assert trade["e"] == "aggTrade" and trade["p"] in ("60000.00", "60000.10", "3000.00")
+    combined = await client.socket(client.ready.market + "/stream?streams=btcusdt@kline_1m/!markPrice@arr@1s/btcusdt_perpetual@continuousKline_1s")
+    got: dict[str, Any] = {}
+    while len(got) < 3:
+        message = await combined.next()
+        got[message["stream"]] = message["data"]
+    assert isinstance(got["!markPrice@arr@1s"], list) and len(got["!markPrice@arr@1s"]) == 2
+    assert got["btcusdt@kline_1m"]["k"]["i"] == "1m"
+    assert got["btcusdt_perpetual@continuousKline_1s"]["ct"] == "PERPETUAL"
+
+
+async def test_a_finished_candle_is_sent_once() -> None:
+    async with exchange(options(speed=60.0)) as client:
+        socket = await client.socket(client.ready.market + "/ws/btcusdt@kline_1m")
+        got = await socket.until(lambda m: m["k"]["x"] and m["k"]["t"] > client.clock.t0_ms)
+        closed = [m["k"]["t"] for m in got if m["k"]["x"]]
+        assert len(closed) == len(set(closed))
+        assert got[-1]["k"]["T"] == got[-1]["k"]["t"] + 59_999
+        assert got[-1]["E"] > got[-1]["k"]["T"]
+
+
+async def test_a_diff_book_can_be_kept_from_its_frames(client: Client) -> None:
+    socket = await client.socket(client.ready.public + "/ws/btcusdt@depth@100ms")
+    first, second = await socket.next(), await socket.next()
+    assert second["pu"] == first["u"] and first["U"] <= first["u"]
+
+
+async def test_binary_is_answered_with_1008(client: Client) -> None:
+    socket = await client.socket(client.ready.market + "/ws")
+    await socket.socket.send_bytes(b"x")
+    message = await socket.frame()
+    assert (message.type, message.data, message.extra) == (aiohttp.WSMsgType.CLOSE, 1008, "Invalid request")
+
+
+async def test_pings_are_answered_with_their_payload(client: Client) -> None:
+    socket = await client.socket(client.ready.market + "/ws")
+    await socket.socket.ping(b"hello")
+    message = await socket.frame()
+    assert (message.type, message.data) == (aiohttp.WSMsgType.PONG, b"hello")
+
+
+async def test_the_server_pings_and_cuts_who_does_not_answer() -> None:
+    limits = Limits(ping_every_s=1.0, pong_within_s=2.0)
+    async with exchange(options(limits=limits)) as client:
+        socket = await client.socket(client.ready.market + "/ws")
+        kinds = [(await socket.frame()).type]
+        while kinds[-1] is aiohttp.WSMsgType.PING:
+            kinds.append((await socket.frame()).type)
+        assert len(kinds) > 1
+
+
+async def test_too_many_messages_or_streams_end_the_connection() -> None:
+    limits = Limits(messages_per_second=3, streams_per_connection=2)
+    async with exchange(options(limits=limits)) as client:
+        socket = await client.socket(client.ready.market + "/ws")
+        assert (await socket.ask({"method": "SUBSCRIBE", "params": ["a", "b", "c"], "id": 1}))["code"] == 2
+        for n in range(5):
+            await socket.send({"method": "LIST_SUBSCRIPTIONS", "id": n})
+        kinds = [(await socket.frame()).type for _ in range(3)]
+        assert kinds[-1] is aiohttp.WSMsgType.CLOSE
+        crowded = await client.socket(client.ready.market + "/ws/a/b/c")
+        assert (await crowded.frame()).type is aiohttp.WSMsgType.CLOSE
+
+
+async def test_a_client_that_does_not_read_is_cut_off() -> None:
+    market = FakeMarket(("BTCUSDT", "60000"), seconds=2)
+    for n in range(60_000):
+        market.put(0, market.open_ms + 500 + n // 100, "60000", bid=str(59000 + n % 2), ask="60001")
+    limits = Limits(send_buffer_bytes=50_000, weight_per_minute=100_000)
+    async with exchange(options(limits=limits, speed=1.0), market) as client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(client.ready.rest.rsplit(":", 1)[1]))
+        head = "GET /market/ws/btcusdt@aggTrade HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        writer.write((head + "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n").encode())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        while client.clock.market_ms() < market.open_ms + 1500:
+            await client.get("v1/ping")
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        size = 0
+        try:
+            while data := await asyncio.wait_for(reader.read(1 << 20), 5):
+                size += len(data)
+        except ConnectionResetError:
+            pass
+        assert size < 60_000 * 150
+        writer.close()
+
+
+# ------------------------------------------------------------------ listen keys
+
+
+async def test_a_listen_key_is_one_an_account_and_ends_without_closing_the_socket(client: Client) -> None:
+    key = await client.listen_key()
+    assert await client.listen_key() == key and len(key) == 64
+    headers = {"X-MBX-APIKEY": KEY}
+    assert await client.raw("PUT", "/fapi/v1/listenKey", headers=headers) == (200, {"listenKey": key})
+    user = await client.socket(f"{client.ready.private}/ws?listenKey={key}")
+    await client.control("expire_listen_keys")
+    assert (await user.next())["e"] == "listenKeyExpired"
+    assert await user.ask({"method": "LIST_SUBSCRIPTIONS", "id": 1}) == {"result": [], "id": 1}
+    assert (await client.raw("PUT", "/fapi/v1/listenKey", headers=headers))[1]["code"] == -1125
+    assert await client.listen_key() != key
+    assert (await client.raw("DELETE", "/fapi/v1/listenKey", headers=headers)) == (200, {})
+    assert (await client.raw("POST", "/fapi/v1/listenKey"))[1]["code"] == -2014
+
+
+async def test_only_the_events_asked_for_arrive_and_a_key_in_the_path_is_silent(client: Client) -> None:
+    key = await client.listen_key()
+    some = await client.socket(f"{client.ready.private}/ws?listenKey={key}&events=ACCOUNT_UPDATE")
+    combined = await client.socket(f"{client.ready.private}/stream?listenKey={key}&events=TRADE_LITE")
+    path = await client.socket(f"{client.ready.private}/ws/{key}")
+    later = await client.socket(f"{client.ready.private}/ws")
+    await later.ask({"method": "SUBSCRIBE", "params": [key], "id": 1})
+    await client.good("POST", "v1/order", symbol="BTCUSDT", side="BUY", type="MARKET", quantity="0.1")
+    assert short(await some.next()) == "ACCOUNT_UPDATE ORDER"
+    wrapped = await combined.next()
+    assert (wrapped["stream"], wrapped["data"]["e"]) == (key, "TRADE_LITE")
+    assert short(await later.next()) == "ORDER_TRADE_UPDATE NEW"
+    assert await path.ask({"method": "LIST_SUBSCRIPTIONS", "id": 9}) == {"result": [key], "id": 9}
+
+
+async def test_streams_can_be_dropped_and_muted_from_the_control_door(client: Client) -> None:
+    socket = await client.socket(client.ready.market + "/ws/btcusdt@aggTrade")
+    await socket.next()
+    await client.control("mute", route="market", on=True)
+    await socket.ask({"method": "LIST_SUBSCRIPTIONS", "id": 1})
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(socket.socket.receive(), 0.4)
+    assert (await client.control("drop_streams"))["dropped"] >= 1
+    again = await client.socket(client.ready.market + "/ws/btcusdt@aggTrade")
+    await client.control("mute", route="market", on=False)
+    assert (await again.next())["e"] == "aggTrade"
+
+
+async def test_without_control_there_is_no_control_door() -> None:
+    async with exchange(options(control=False)) as client:
+        assert (await client.raw("GET", "/control/books"))[0] == 404
