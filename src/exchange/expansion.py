@@ -5,6 +5,9 @@ number of single trades. All chance is drawn from (key of the symbol, open time 
 expanded alone, in any order, with the same result. High or low first is the toss of a fair coin that knows nothing of the close. Trades
 lie one in each of ``count`` equal parts of the candle's time; a bid and an ask stand around every trade.
 
+A fair coin visits the far extreme more often than a free walk would, so within a candle moves revert a little (between the halves of a
+minute the correlation is about −0.13, worth about 1 basis point, a tenth of the fees); beyond the candle nothing of it is left.
+
 A candle must have least_count ≤ count ≤ trades ≤ volume and 0 ≤ taker volume ≤ volume, which ``settle`` sees to, and low ≤ open,
 close ≤ high, which its source sees to.
 """

@@ -193,6 +193,8 @@ class SyntheticBars:
         self._past: OrderedDict[tuple[int, int], Bars] = OrderedDict()
         self._live: dict[tuple[int, int], Bars] = {}
         self._today = origin_day + HISTORY_DAYS
+        self._ahead = 0
+        """Symbols whose tomorrow has been made."""
 
     def span(self, index: int) -> tuple[int, int | None]:
         return self._origin * DAY_MS, None
@@ -224,11 +226,11 @@ class SyntheticBars:
         """Turn the page at midnight; in the last hours of a day, make tomorrow for one symbol."""
         day, inside = divmod(now_ms, DAY_MS)
         if day != self._today:
-            self._today = day
+            self._today, self._ahead = day, 0
             self._live = {key: bars for key, bars in self._live.items() if key[0] >= day - 1}
-        made = len([key for key in self._live if key[0] == day + 1]) if inside > DAY_MS - PREPARE_MS else len(self._symbols)
-        if made < len(self._symbols):
-            self._day(day + 1, next(i for i in range(len(self._symbols)) if (day + 1, i) not in self._live))
+        if inside > DAY_MS - PREPARE_MS and self._ahead < len(self._symbols):
+            self._day(day + 1, self._ahead)
+            self._ahead += 1
 
     def _day(self, day: int, index: int) -> Bars:
         key = (day, index)
