@@ -44,7 +44,7 @@ Kernels of other modules write and read slots in place with ``claim``, ``slot_of
 from __future__ import annotations
 
 import os
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -267,35 +267,41 @@ def _enter(words: Words, pid: Int, symbol: Int) -> Int:
     return _WRITTEN
 
 
-@njit(cache=True)
-def _leave(words: Words, claimed: Int, head: Int) -> Int:
-    return _WAKE if publish(words, head, claimed) else _WRITTEN
-
-
-@njit("i8(u8[::1], i8, i8, f8, f8, f8, f8, f8, f8)", cache=True)
-def _write_candle(words: Words, pid: Int, symbol: Int, time_ms: float,
-                  open_: float, high: float, low: float, close: float, volume: float) -> Int:
-    """One trade fragment without flow: all 128 bytes are written, what is not known as 0."""
+@njit("i8(u8[::1], i8, i8, f8, f8, f8, f8, f8, f8, i8, i8, i8, f8, f8, i8, i8, i8, f8, f8, f8)", cache=True)
+def _write_flow(words: Words, pid: Int, symbol: Int, time_ms: float, open_: float, high: float, low: float, close: float, volume: float,
+                kind: Int, flags: Int, received_ns: Int, taker_buy_volume: float, quote_volume: float, first_id: Int, last_id: Int,
+                trade_count: Int, last_time_ms: float, spare_a: float, spare_b: float) -> Int:
+    """One slot, all 128 bytes of it."""
     code = _enter(words, pid, symbol)
     if code != _WRITTEN:
         return code
     head = np.int64(words[WORD_HEAD])
     at = slot_offset(words, head)
-    words[at] = slot_head(head, symbol, TRADE, 0)
-    words[at + AT_RECEIVED_NS] = np.uint64(0)
+    words[at] = slot_head(head, symbol, kind & 0xFF, flags & 0xFF)
+    words[at + AT_RECEIVED_NS] = np.uint64(received_ns)
     put_float(words, at + AT_TIME_MS, time_ms)
     put_float(words, at + AT_OPEN, open_)
     put_float(words, at + AT_HIGH, high)
     put_float(words, at + AT_LOW, low)
     put_float(words, at + AT_CLOSE, close)
     put_float(words, at + AT_VOLUME, volume)
-    for word in range(AT_TAKER_BUY_VOLUME, AT_TRADE_COUNT):
-        words[at + word] = np.uint64(0)
-    words[at + AT_TRADE_COUNT] = np.uint64(1)
-    put_float(words, at + AT_LAST_TIME_MS, time_ms)
-    words[at + AT_SPARE_A] = np.uint64(0)
-    words[at + AT_SPARE_B] = np.uint64(0)
-    return _leave(words, head, head + 1)
+    put_float(words, at + AT_TAKER_BUY_VOLUME, taker_buy_volume)
+    put_float(words, at + AT_QUOTE_VOLUME, quote_volume)
+    words[at + AT_FIRST_ID] = np.uint64(first_id)
+    words[at + AT_LAST_ID] = np.uint64(last_id)
+    words[at + AT_TRADE_COUNT] = np.uint64(trade_count)
+    put_float(words, at + AT_LAST_TIME_MS, time_ms if np.isnan(last_time_ms) else last_time_ms)
+    put_float(words, at + AT_SPARE_A, spare_a)
+    put_float(words, at + AT_SPARE_B, spare_b)
+    return _WAKE if publish(words, head + 1, head) else _WRITTEN
+
+
+@njit("i8(u8[::1], i8, i8, f8, f8, f8, f8, f8, f8)", cache=True)
+def _write_candle(words: Words, pid: Int, symbol: Int, time_ms: float,
+                  open_: float, high: float, low: float, close: float, volume: float) -> Int:
+    """The same without flow: each argument that need not cross from Python saves 20 ns."""
+    return _write_flow(words, pid, symbol, time_ms, open_, high, low, close, volume,
+                       TRADE, 0, 0, 0.0, 0.0, 0, 0, 1, time_ms, 0.0, 0.0)
 
 
 @njit("UniTuple(i8, 2)(u8[::1], i8, u8[::1])", cache=True)
@@ -316,7 +322,7 @@ def _write_slots(words: Words, pid: Int, source: Words) -> tuple[Int, Int]:
         words[at] = (source[of] & ~np.uint64(_SEQ_BITS)) | np.uint64((head + i + 1) & _SEQ_BITS)
         for word in range(1, SLOT_WORDS):
             words[at + word] = source[of + word]
-    return count, _leave(words, head, head + count)
+    return count, _WAKE if publish(words, head + count, head) else _WRITTEN
 
 
 @njit("i8(u8[::1], u8[::1])", cache=True)
@@ -390,6 +396,11 @@ class Flow(TypedDict, total=False):
     last_time_ms: float
     spare_a: float
     spare_b: float
+
+
+_NO_FLOW: Flow = {"kind": TRADE, "flags": 0, "received_ns": 0, "taker_buy_volume": 0.0, "quote_volume": 0.0, "first_id": 0, "last_id": 0,
+                  "trade_count": 1, "last_time_ms": float("nan"), "spare_a": 0.0, "spare_b": 0.0}
+"""In the order of the kernel's arguments. Not a number: ``time_ms``."""
 
 
 def slots_for(slots: int) -> int:
@@ -467,8 +478,11 @@ class Ring:
         Without ``flow`` this is one flat kernel call.
         """
         if flow:
-            return self._write_flow(symbol, (time_ms, open, high, low, close, volume), flow)
-        code = _write_candle(self.words, self._pid, symbol, time_ms, open, high, low, close, volume)
+            given = _NO_FLOW | flow
+            assert len(given) == len(_NO_FLOW), f"no such flow: {flow.keys() - _NO_FLOW.keys()}"
+            code = _write_flow(self.words, self._pid, symbol, time_ms, open, high, low, close, volume, *cast(tuple[Any, ...], given.values()))
+        else:
+            code = _write_candle(self.words, self._pid, symbol, time_ms, open, high, low, close, volume)
         if code == _WRITTEN:
             return True
         return self._after(code)
@@ -491,16 +505,6 @@ class Ring:
     def notify(self) -> None:
         """Wake the reader: once for each True of ``publish``."""
         os.eventfd_write(self.wake_fd, 1)
-
-    def _write_flow(self, symbol: int, candle: tuple[float, ...], flow: Flow) -> bool:
-        if symbol >> 16:
-            self._refuse(_BAD_SYMBOL)
-        record = np.zeros(1, SLOT_DTYPE)
-        record["sym"], record["kind"], record["trade_count"], record["last_time_ms"] = symbol, TRADE, 1, candle[0]
-        record["time_ms"], record["open"], record["high"], record["low"], record["close"], record["volume"] = candle
-        for name, value in flow.items():
-            record[name] = value
-        return self.write_slots(record) == 1
 
     def _after(self, code: int) -> bool:
         """What Python does about a kernel's answer: wake, or refuse. True when something was written."""
