@@ -127,7 +127,7 @@ def test_thousands_of_random_operations_leave_every_ledger_in_balance(seed: int)
             act(desk, rng)
         except ApiError:
             refusals += 1
-        if n % 10 == 0:
+        if n % 30 == 0:
             desk.check()
         desk.events.clear()
     desk.check()
