@@ -37,11 +37,12 @@ from src.conflate import (
 )
 from src.counters import READY, Block, Counters
 from src.error_handler import Throttle, warn
-from src.gaps import AggregateTrade, Fetch, Gaps
+from src.gaps import Fetch, Gaps
 from src.models import SymbolRules
 from src.ring_buffer import Ring
 from src.sockets import Patience, Route, Shard, SocketEvent, SocketState, Streams
 from src.venue.governor import Governor
+from src.venue.messages import AggTrade
 from src.venue.queries import agg_trades
 from src.venue.rest import Rest
 
@@ -345,8 +346,8 @@ async def run_feed(options: FeedOptions, ring: Ring, counters: Counters, on_read
     governor = Governor(clock.market_ms, speed=clock.speed, others=partial(_weight_of_others, clock, counters, block))
     rest = Rest(options.rest_url, clock=clock, governor=governor)
 
-    async def fetch(symbol: str, from_id: int, limit: int) -> Sequence[AggregateTrade]:
-        rows: Sequence[AggregateTrade] = await agg_trades(rest, symbol, from_id=from_id, limit=limit)
+    async def fetch(symbol: str, from_id: int, limit: int) -> Sequence[AggTrade]:
+        rows = await agg_trades(rest, symbol, from_id=from_id, limit=limit)
         block.set("weight_minute", clock.market_ms() // MINUTE_MS)
         block.set("weight_used", governor.own_1m)
         return rows

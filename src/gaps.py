@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from src.clock import SECOND_NS, monotonic_ns
 from src.conflate import ROW_BYTES, ROWS_MAX, TRADE_ROW, Conflator, staging, trade_key
 from src.error_handler import AegisError, Rejected, info, warn
+from src.venue.messages import AggTrade
 
 PAGE_ROWS = 1000
 """What the venue gives at most in one answer."""
@@ -28,19 +30,7 @@ TRIES = 5
 RETRY_S = (0.25, 30.0)
 
 
-class AggregateTrade(Protocol):
-    """A row of the venue's aggregate trades, by its letters: id, price, quantity, first and last trade id, time, buyer is maker."""
-
-    a: int
-    p: str
-    q: str
-    f: int
-    l: int  # noqa: E741  (the venue's letter)
-    T: int
-    m: bool
-
-
-Fetch = Callable[[str, int, int], Awaitable[Sequence[AggregateTrade]]]
+Fetch = Callable[[str, int, int], Awaitable[Sequence[AggTrade]]]
 """(symbol, from id, limit) → rows in id order. Raises AegisError."""
 
 
@@ -152,10 +142,8 @@ class Gaps:
             if symbol >= 0:
                 await self._page(symbol, self._ailing[symbol].holes[0])
                 continue
-            try:
+            with suppress(TimeoutError):
                 await asyncio.wait_for(self._work.wait(), wait_s)
-            except TimeoutError:
-                continue
 
     def _next(self, now_ns: int) -> tuple[int, float | None]:
         """The symbol to work on; or -1 and for how many seconds there is nothing to do (None: until woken)."""
@@ -175,7 +163,7 @@ class Gaps:
             self._give_up(symbol, hole)
             return
         stream, limit = self._ward.stream_of(symbol), min(PAGE_ROWS, hole.missing or PAGE_ROWS)
-        rows: Sequence[AggregateTrade] = ()
+        rows: Sequence[AggTrade] = ()
         refusal: AegisError | None = None
         try:
             rows = await self._fetch(self._symbols[symbol], hole.first, limit)
@@ -200,7 +188,7 @@ class Gaps:
             info("back-fill waits", symbol=self._symbols[symbol], reason=str(error))
             self._later(hole)
 
-    def _write(self, symbol: int, hole: Hole, rows: Sequence[AggregateTrade]) -> None:
+    def _write(self, symbol: int, hole: Hole, rows: Sequence[AggTrade]) -> None:
         """What belongs into the hole, in id order; the hole becomes that much shorter."""
         wanted = [row for row in rows if row.a >= hole.first and (hole.last is None or row.a <= hole.last)]
         key, now_ns = trade_key(symbol, filled=True), monotonic_ns()
@@ -214,7 +202,7 @@ class Gaps:
             hole.first = wanted[-1].a + 1
             hole.pages, hole.failures = hole.pages + 1, 0
 
-    def _judge(self, symbol: int, hole: Hole, rows: Sequence[AggregateTrade], last_page: bool, same_stream: bool) -> None:
+    def _judge(self, symbol: int, hole: Hole, rows: Sequence[AggTrade], last_page: bool, same_stream: bool) -> None:
         """Whether the hole is closed now. ``last_page``: the venue had no more than it gave."""
         if hole.last is None:
             if same_stream and (last_page or hole.pages >= self._pages_max):

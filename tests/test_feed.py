@@ -14,7 +14,6 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-import pytest
 from aiohttp import WSMsgType, web
 
 from src.clock import Clock, clock_at
@@ -70,7 +69,7 @@ class Venue:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
         await site.start()
-        self.url = "http://127.0.0.1:{}".format(self._runner.addresses[0][1])
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
         for client in list(self.clients):
@@ -540,7 +539,8 @@ async def test_a_stream_without_data_is_asked_for_once_more_and_not_tradable() -
         assert (state["sym"], state["open"]) == (1, 0.0)
         (market,) = [client for client in s.venue.clients if client.route == "market"]
         await s.venue.until(lambda: len(market.requests) >= 3)
-        assert [(r["method"], r["params"]) for r in market.requests[1:]] == [("UNSUBSCRIBE", ["ethusdt@aggTrade"]), ("SUBSCRIBE", ["ethusdt@aggTrade"])]
+        names = ["ethusdt@aggTrade"]
+        assert [(r["method"], r["params"]) for r in market.requests[1:]] == [("UNSUBSCRIBE", names), ("SUBSCRIBE", names)]
 
 
 async def test_a_server_that_never_acknowledges_is_left_and_tried_again() -> None:
