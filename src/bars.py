@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from src.features import BASE, CONTEXT, SETUP, SETUP_DTYPE
+from src.features import BASE, CONTEXT, SETUP
 from src.indicators import (
     CLOSE,
     HIGH,
@@ -52,15 +52,6 @@ NEVER_MS = np.int64(1) << 62
 SETUPS_MAX = 12
 """Rows for setups of one symbol, armed and entered together."""
 
-SYMBOL_DTYPE = np.dtype([
-    ("alarm_low", "f8"), ("alarm_high", "f8"), ("alarm_ms", "i8"), ("last_price", "f8"), ("last_ms", "i8"), ("last_id", "i8"),
-    ("gapped", "i8"), ("tradable", "i8"), ("armable", "i8"), ("bid", "f8"), ("ask", "f8"), ("bid_qty", "f8"), ("ask_qty", "f8"),
-    ("quote_ms", "i8"), ("quote_ns", "i8"), ("mark", "f8"), ("index", "f8"), ("funding", "f8"), ("funding_ms", "i8"), ("mark_ms", "i8"),
-    ("setups", SETUP_DTYPE, (SETUPS_MAX,)),
-])
-"""``alarm_*``: no setup of the symbol changes while low > alarm_low, high < alarm_high and time < alarm_ms. ``armable``: the last setup
-bar may arm setups. Quantities in steps. 0 = not known yet."""
-
 OPEN_BAR_DTYPE = np.dtype([
     ("open_ms", "i8"), ("end_ms", "i8"), ("open", "f8"), ("high", "f8"), ("low", "f8"), ("close", "f8"), ("volume", "f8"),
     ("taker_volume", "f8"), ("trades", "i8"), ("first_ms", "i8"), ("last_ms", "i8"), ("first_id", "i8"), ("last_id", "i8"),
@@ -69,11 +60,21 @@ OPEN_BAR_DTYPE = np.dtype([
 """A bar that is still open. ``end_ms`` 0: nothing seen yet. ``parts``: fragments or candles in it. ``tainted``: something is missing, arms
 nothing. ``partial``: 1 while a base candle after ``seed`` may lack trades from before the ring began."""
 
+SYMBOL_DTYPE = np.dtype([
+    ("alarm_low", "f8"), ("alarm_high", "f8"), ("alarm_ms", "i8"), ("last_price", "f8"), ("last_ms", "i8"), ("last_id", "i8"),
+    ("gapped", "i8"), ("tradable", "i8"), ("open_bar", OPEN_BAR_DTYPE), ("interval_ms", "i8"), ("bars", "i8"), ("armable", "i8"),
+    ("bid", "f8"), ("ask", "f8"), ("bid_qty", "f8"), ("ask_qty", "f8"), ("quote_ms", "i8"), ("quote_ns", "i8"),
+    ("mark", "f8"), ("index", "f8"), ("funding", "f8"), ("funding_ms", "i8"), ("mark_ms", "i8"),
+])
+"""What every trade touches, close together. ``alarm_*``: no setup of the symbol changes while low > alarm_low, high < alarm_high and
+time < alarm_ms. ``open_bar``, ``interval_ms``, ``bars``: the base candle, its length, how many closed. ``armable``: the last setup bar may
+arm setups. Quantities in steps. 0 = not known yet."""
+
 FRAME_DTYPE = np.dtype([
     ("interval_ms", "i8"), ("rsi_period", "i8"), ("atr_period", "i8"), ("open_bar", OPEN_BAR_DTYPE), ("indicators", INDICATOR_DTYPE),
     ("structure", STRUCTURE_DTYPE),
 ])
-"""One time frame of one symbol. ``structure.bars`` counts its closed bars. The base frame has no indicators and no structure."""
+"""The setup or context frame of one symbol. ``structure.bars`` counts its closed bars."""
 
 BATCH_FIELDS = ("consumed", "fired", "outcomes", "closed", "base_closed", "error", "oldest_ns", "newest_ns")
 TOTAL_FIELDS = (
@@ -85,13 +86,14 @@ TALLY_DTYPE = np.dtype([(name, "i8") for name in BATCH_FIELDS + TOTAL_FIELDS])
 
 
 class Market(NamedTuple):
-    """All arrays, as kernels take them: ``symbols`` SYMBOL_DTYPE (n), ``frames`` FRAME_DTYPE (FRAMES, n), ``bars`` the closed bars
-    (FRAMES, n, history, 8); of the batch ``closed`` symbols (n), ``fired`` FIRED_DTYPE, ``outcomes`` OUTCOME_DTYPE, ``crossing``
-    CROSSING_DTYPE (1), a scratch; ``tally`` TALLY_DTYPE (1)."""
+    """All arrays, as kernels take them, n symbols: ``symbols`` SYMBOL_DTYPE (n), ``frames`` FRAME_DTYPE (FRAMES, n; the base frame's are
+    never touched), ``bars`` the closed bars (FRAMES, n, history, 8), ``setups`` SETUP_DTYPE (n, SETUPS_MAX); of the batch ``closed``
+    symbols (n), ``fired`` FIRED_DTYPE, ``outcomes`` OUTCOME_DTYPE, ``crossing`` CROSSING_DTYPE (1), a scratch; ``tally`` TALLY_DTYPE (1)."""
 
     symbols: Records
     frames: Records
     bars: Floats
+    setups: Records
     closed: npt.NDArray[np.int64]
     fired: Records
     outcomes: Records
@@ -100,30 +102,37 @@ class Market(NamedTuple):
 
 
 @kernel
-def start_bar(frame: Row, time_ms: Int, price: float) -> None:
+def start_bar(bar: Row, interval_ms: Int, time_ms: Int, price: float) -> None:
     """An empty open bar around ``time_ms``, flat at ``price``."""
-    bar = frame.open_bar
-    bar.open_ms = time_ms - time_ms % frame.interval_ms
-    bar.end_ms = bar.open_ms + frame.interval_ms
+    bar.open_ms = time_ms - time_ms % interval_ms
+    bar.end_ms = bar.open_ms + interval_ms
     bar.open = bar.high = bar.low = bar.close = price
     bar.volume = bar.taker_volume = 0.0
     bar.trades, bar.first_ms, bar.last_ms, bar.parts, bar.tainted, bar.partial = 0, 0, 0, 0, 0, 0
 
 
 @kernel
-def push_bar(frame: Row, bars: Floats) -> None:
-    """Copy the open bar to the history (history, 8), where ``structure.bars`` says."""
-    bar, out = frame.open_bar, bars[frame.structure.bars % len(bars)]
+def next_bar(bar: Row, interval_ms: Int) -> None:
+    """The empty bar that follows, flat at the close."""
+    bar.open_ms = bar.end_ms
+    bar.end_ms += interval_ms
+    bar.open = bar.high = bar.low = bar.close
+    bar.volume = bar.taker_volume = 0.0
+    bar.trades, bar.first_ms, bar.last_ms, bar.parts, bar.tainted, bar.partial = 0, 0, 0, 0, 0, 0
+
+
+@kernel
+def write_bar(bar: Row, out: Floats) -> None:
+    """Copy an open bar to its eight columns."""
     out[OPEN_MS], out[OPEN], out[HIGH], out[LOW], out[CLOSE] = bar.open_ms, bar.open, bar.high, bar.low, bar.close
     out[VOLUME], out[TRADES], out[TAKER_VOLUME] = bar.volume, bar.trades, bar.taker_volume
 
 
 @kernel
-def fold_bar(frame: Row, above: Row) -> None:
-    """Add the open bar that is closing to the open bar one frame up."""
-    bar, upper = frame.open_bar, above.open_bar
-    if upper.end_ms == 0 or bar.open_ms >= upper.end_ms:
-        start_bar(above, bar.open_ms, bar.open)
+def fold_bar(bar: Row, upper: Row, interval_ms: Int) -> None:
+    """Add the bar that is closing to the open bar one frame up, whose length is ``interval_ms``."""
+    if bar.open_ms >= upper.end_ms:
+        start_bar(upper, interval_ms, bar.open_ms, bar.open)
         upper.tainted = 1 if bar.open_ms > upper.open_ms else 0
     if bar.open_ms < upper.open_ms:
         return
@@ -141,53 +150,55 @@ def fold_bar(frame: Row, above: Row) -> None:
 def finish_bar(frame: Row, bars: Floats) -> None:
     """Close the open bar of the setup or context frame: history, indicators, structure, and an empty bar after it."""
     bar, s, now = frame.open_bar, frame.structure, frame.indicators
-    push_bar(frame, bars)
-    advance_indicators(now, bars[s.bars % len(bars)], frame.rsi_period, frame.atr_period)
+    closed = bars[s.bars % len(bars)]
+    write_bar(bar, closed)
+    advance_indicators(now, closed, frame.rsi_period, frame.atr_period)
     s.atr, s.volume_mean = now.atr, now.volume_mean
     advance_structure(s, bars, bar.end_ms)
-    start_bar(frame, bar.end_ms, bar.close)
+    next_bar(bar, frame.interval_ms)
 
 
 @kernel
-def finish_base(frame: Row, bars: Floats) -> None:
+def finish_base(row: Row, bars: Floats) -> None:
     """Close the open base candle: history, and an empty candle after it."""
-    bar = frame.open_bar
-    push_bar(frame, bars)
-    frame.structure.bars += 1
-    start_bar(frame, bar.end_ms, bar.close)
+    write_bar(row.open_bar, bars[row.bars % len(bars)])
+    row.bars += 1
+    next_bar(row.open_bar, row.interval_ms)
 
 
 @kernel
 def close_candle(m: Market, i: Int) -> bool:
     """Close the open base candle of symbol ``i`` and whatever ends with it. True: a setup bar closed."""
-    base, setup, context, row = m.frames[BASE, i], m.frames[SETUP, i], m.frames[CONTEXT, i], m.symbols[i]
-    if base.open_bar.parts == 0:
-        m.tally[0].flat += 1
-    base.open_bar.tainted |= row.gapped
-    m.tally[0].base_closed += 1
-    fold_bar(base, setup)
-    closed = bool(base.open_bar.end_ms >= setup.open_bar.end_ms)
-    finish_base(base, m.bars[BASE, i])
+    row, setup, tally = m.symbols[i], m.frames[SETUP, i], m.tally[0]
+    bar, above = row.open_bar, setup.open_bar
+    if bar.parts == 0:
+        tally.flat += 1
+    tally.base_closed += 1
+    bar.tainted |= row.gapped
+    fold_bar(bar, above, setup.interval_ms)
+    closed = bool(bar.end_ms >= above.end_ms)
+    finish_base(row, m.bars[BASE, i])
     if closed:
-        row.armable = 1 - setup.open_bar.tainted
-        close_setup_bar(setup, context, m.bars[SETUP, i], m.bars[CONTEXT, i])
-        m.tally[0].setup_bars += 1
+        row.armable = 1 - above.tainted
+        close_setup_bar(m, i)
+        tally.setup_bars += 1
     return closed
 
 
 @kernel
-def close_setup_bar(setup: Row, context: Row, setup_bars: Floats, context_bars: Floats) -> None:
-    """Close the open setup bar, and the context bar where that ends with it."""
-    fold_bar(setup, context)
-    finish_bar(setup, setup_bars)
+def close_setup_bar(m: Market, i: Int) -> None:
+    """Close the open setup bar of symbol ``i``, and the context bar where that ends with it."""
+    setup, context = m.frames[SETUP, i], m.frames[CONTEXT, i]
+    fold_bar(setup.open_bar, context.open_bar, context.interval_ms)
+    finish_bar(setup, m.bars[SETUP, i])
     if setup.open_bar.open_ms >= context.open_bar.end_ms:
-        finish_bar(context, context_bars)
+        finish_bar(context, m.bars[CONTEXT, i])
 
 
 @kernel
 def close_until(m: Market, i: Int, time_ms: Int) -> bool:
     """Close candles of symbol ``i`` that end at or before ``time_ms``, up to the first setup bar. True: stopped there, arm first."""
-    bar = m.frames[BASE, i].open_bar
+    bar = m.symbols[i].open_bar
     while bar.end_ms <= time_ms:
         if close_candle(m, i):
             m.closed[m.tally[0].closed] = i
@@ -215,12 +226,11 @@ def merge_trade(bar: Row, floats: Floats, ids: Any, at: Int) -> None:
 
 
 @kernel
-def load_bar(frame: Row, bar: Floats) -> None:
-    """Make a bar of history the open one."""
-    start_bar(frame, np.int64(bar[OPEN_MS]), bar[OPEN])
-    out = frame.open_bar
-    out.high, out.low, out.close, out.volume, out.taker_volume = bar[HIGH], bar[LOW], bar[CLOSE], bar[VOLUME], bar[TAKER_VOLUME]
-    out.trades, out.parts = np.int64(bar[TRADES]), 1
+def load_bar(bar: Row, interval_ms: Int, values: Floats) -> None:
+    """Make the eight columns of a bar of history the open one."""
+    start_bar(bar, interval_ms, np.int64(values[OPEN_MS]), values[OPEN])
+    bar.high, bar.low, bar.close, bar.volume, bar.taker_volume = values[HIGH], values[LOW], values[CLOSE], values[VOLUME], values[TAKER_VOLUME]
+    bar.trades, bar.parts = np.int64(values[TRADES]), 1
 
 
 @kernel
@@ -228,11 +238,11 @@ def replay_history(m: Market, i: Int, context_klines: Floats, setup_klines: Floa
     """Closed bars of an empty symbol, oldest first. Setup bars go on into the context bar that is still open."""
     setup, context = m.frames[SETUP, i], m.frames[CONTEXT, i]
     for k in range(len(context_klines)):
-        load_bar(context, context_klines[k])
+        load_bar(context.open_bar, context.interval_ms, context_klines[k])
         finish_bar(context, m.bars[CONTEXT, i])
     for k in range(len(setup_klines)):
-        load_bar(setup, setup_klines[k])
-        close_setup_bar(setup, context, m.bars[SETUP, i], m.bars[CONTEXT, i])
+        load_bar(setup.open_bar, setup.interval_ms, setup_klines[k])
+        close_setup_bar(m, i)
     m.symbols[i].armable = min(1, len(setup_klines))
 
 
@@ -240,8 +250,8 @@ def replay_history(m: Market, i: Int, context_klines: Floats, setup_klines: Floa
 def replay_base(m: Market, i: Int, klines: Floats, from_ms: Int, edge_ms: Int) -> None:
     """Closed base candles, oldest first, up to ``edge_ms``; those before ``from_ms`` are already in setup bars. What is missing is flat,
     and taints."""
-    base = m.frames[BASE, i]
-    bar = base.open_bar
+    row = m.symbols[i]
+    bar = row.open_bar
     if len(klines) == 0 or np.int64(klines[0, OPEN_MS]) > from_ms:
         m.frames[SETUP, i].open_bar.tainted = 1
     for k in range(len(klines) + 1):
@@ -249,12 +259,12 @@ def replay_base(m: Market, i: Int, klines: Floats, from_ms: Int, edge_ms: Int) -
         while 0 < bar.end_ms <= open_ms:
             bar.tainted = 1
             if bar.open_ms < from_ms:
-                start_bar(base, bar.end_ms, bar.close)
+                next_bar(bar, row.interval_ms)
             else:
                 close_candle(m, i)
         if k < len(klines):
-            load_bar(base, klines[k])
+            load_bar(bar, row.interval_ms, klines[k])
             if open_ms >= from_ms:
                 close_candle(m, i)
             else:
-                finish_base(base, m.bars[BASE, i])
+                finish_base(row, m.bars[BASE, i])

@@ -86,104 +86,108 @@ from src.setups import (
 from src.smc import LEG_BARS_MAX, PIVOT_LEFT, PIVOT_RIGHT
 
 ERROR_SEQ = 1
-FIRST_WORD = np.int64(CONTROL_WORDS)
+FIRST_WORD, ALL = np.int64(CONTROL_WORDS), np.int64(-1)
+
+
+DONE, CLOSE, ALARM, STRANGE = 0, 1, 2, 3
+"""What ``take_trade`` asks for: nothing, candles to be closed first, setups to be looked at, or that the slot be passed over."""
+
 
 @kernel
-def read_crossing(slot: Row, words: Any, floats: Floats, at: Int) -> None:
-    slot.time_ms, slot.received_ns = np.int64(floats[at + AT_TIME_MS]), np.int64(words[at + AT_RECEIVED_NS])
-    slot.open, slot.high, slot.low, slot.close = floats[at + AT_OPEN], floats[at + AT_HIGH], floats[at + AT_LOW], floats[at + AT_CLOSE]
-
-
-@kernel
-def take_trade(m: Market, words: Any, floats: Floats, at: Int) -> bool:
-    """One TRADE slot. False: a setup bar closed before it, the slot must come again."""
-    i = np.int64((words[at] >> np.uint64(32)) & np.uint64(0xFFFF))
-    backfilled = np.int64(words[at] >> np.uint64(56)) & BACKFILLED
-    time_ms = np.int64(floats[at + AT_TIME_MS])
-    row, frame = m.symbols[i], m.frames[BASE, i]
-    bar = frame.open_bar
-    if bar.end_ms == 0:
-        start_bar(frame, time_ms, floats[at + AT_OPEN])
-        bar.partial = 1
-    if time_ms < bar.open_ms:
-        seam = bar.partial == 1 and bar.parts == 0
-        if seam:
-            m.tally[0].seam += 1
-            bar.partial = 0
-        else:
-            m.tally[0].late += 1
-        return True
-    if time_ms >= bar.end_ms and close_until(m, i, time_ms):
-        return False
+def take_trade(row: Row, words: Any, floats: Floats, at: Int) -> Int:
+    """One TRADE slot for the open candle of a symbol (SYMBOL_DTYPE row)."""
+    time_ms, bar = np.int64(floats[at + AT_TIME_MS]), row.open_bar
+    if time_ms < bar.open_ms or bar.end_ms == 0:
+        return STRANGE
+    if time_ms >= bar.end_ms:
+        return CLOSE
     merge_trade(bar, floats, words, at)
-    m.tally[0].trades += 1
-    m.tally[0].backfilled += backfilled
     last_ms, last_id = np.int64(floats[at + AT_LAST_TIME_MS]), np.int64(words[at + AT_LAST_ID])
     if last_ms > row.last_ms or (last_ms == row.last_ms and last_id >= row.last_id):
         row.last_price, row.last_ms, row.last_id = floats[at + AT_CLOSE], last_ms, last_id
     if floats[at + AT_LOW] <= row.alarm_low or floats[at + AT_HIGH] >= row.alarm_high or time_ms >= row.alarm_ms:
-        slot = m.crossing[0]
-        read_crossing(slot, words, floats, at)
-        slot.live = 1 if backfilled == 0 and row.gapped == 0 and row.tradable == 1 else 0
-        cross_levels(m, i, slot)
-    return True
+        return ALARM
+    return DONE
 
 
 @kernel
-def take_time(m: Market, time_ms: Int) -> bool:
-    """Everything up to ``time_ms`` has been written: close what ends there, all symbols up to one setup bar. False: come again."""
-    for i in range(len(m.symbols)):
-        bar = m.frames[BASE, i].open_bar
-        if bar.end_ms == 0:
-            continue
+def take_strange(m: Market, row: Row, floats: Floats, at: Int) -> bool:
+    """A symbol's first trade starts its candle (True: take it now); a print for a closed candle is late, or proves the seam."""
+    bar = row.open_bar
+    if bar.end_ms == 0:
+        start_bar(bar, row.interval_ms, np.int64(floats[at + AT_TIME_MS]), floats[at + AT_OPEN])
+        bar.partial = 1
+        return True
+    if bar.partial == 1 and bar.parts == 0:
+        bar.partial = 0
+        m.tally[0].seam += 1
+    else:
+        m.tally[0].late += 1
+    return False
+
+
+@kernel
+def ring_alarm(m: Market, i: Int, words: Any, floats: Floats, at: Int) -> None:
+    """Look at every setup of symbol ``i``. Back-filled prints, gaps and halts fire nothing."""
+    slot, row = m.crossing[0], m.symbols[i]
+    slot.time_ms, slot.received_ns = np.int64(floats[at + AT_TIME_MS]), np.int64(words[at + AT_RECEIVED_NS])
+    slot.open, slot.high, slot.low, slot.close = floats[at + AT_OPEN], floats[at + AT_HIGH], floats[at + AT_LOW], floats[at + AT_CLOSE]
+    backfilled = np.int64(words[at] >> np.uint64(56)) & BACKFILLED
+    slot.live = 1 if backfilled == 0 and row.gapped == 0 and row.tradable == 1 else 0
+    cross_levels(m, i, slot)
+
+
+@kernel
+def close_for(m: Market, i: Int, time_ms: Int) -> bool:
+    """Close candles that end by ``time_ms``: of symbol ``i``, or of all where ``i`` is -1; each up to one setup bar. False: arm first."""
+    if i >= 0:
+        return not close_until(m, i, time_ms)
+    for j in range(len(m.symbols)):
+        bar = m.symbols[j].open_bar
         if bar.partial == 1 and bar.parts == 0 and time_ms <= bar.open_ms:
             bar.partial = 0
-        close_until(m, i, time_ms)
+        if 0 < bar.end_ms <= time_ms:
+            close_until(m, j, time_ms)
     return bool(m.tally[0].closed == 0)
 
 
 @kernel
-def take_news(m: Market, words: Any, floats: Floats, at: Int, kind: Int) -> None:
+def take_news(row: Row, tally: Row, words: Any, floats: Floats, at: Int) -> None:
     """A QUOTE, MARK, STATE, GAP or HEALED slot."""
-    row = m.symbols[np.int64((words[at] >> np.uint64(32)) & np.uint64(0xFFFF))]
-    time_ms = np.int64(floats[at + AT_TIME_MS])
+    kind, time_ms = np.int64(words[at] >> np.uint64(48)) & 0xFF, np.int64(floats[at + AT_TIME_MS])
     if kind == QUOTE:
         row.bid, row.ask, row.bid_qty, row.ask_qty = floats[at + AT_OPEN], floats[at + AT_HIGH], floats[at + AT_LOW], floats[at + AT_CLOSE]
         row.quote_ms, row.quote_ns = time_ms, np.int64(words[at + AT_RECEIVED_NS])
-        m.tally[0].quotes += 1
+        tally.quotes += 1
     elif kind == MARK:
         row.mark, row.index, row.funding = floats[at + AT_OPEN], floats[at + AT_HIGH], floats[at + AT_LOW]
         row.funding_ms, row.mark_ms = np.int64(floats[at + AT_CLOSE]), time_ms
-        m.tally[0].marks += 1
+        tally.marks += 1
     elif kind == GAP:
         row.gapped = 1
-        m.tally[0].gaps += 1
+        tally.gaps += 1
     elif kind == HEALED:
         row.gapped = 0
-        m.tally[0].healed += 1
+        tally.healed += 1
     elif kind == STATE:
         row.tradable = 1 if floats[at + AT_OPEN] == 1.0 else 0
-        m.tally[0].states += 1
+        tally.states += 1
     else:
-        m.tally[0].unknown += 1
+        tally.unknown += 1
 
 
 @kernel
-def take_slot(m: Market, words: Any, floats: Floats, at: Int) -> bool:
-    """One slot of any kind. False: a setup bar closed before it, the slot must come again."""
-    kind = np.int64(words[at] >> np.uint64(48)) & 0xFF
-    if kind == TIME:
-        if not take_time(m, np.int64(floats[at + AT_TIME_MS])):
-            return False
-        m.tally[0].times += 1
-        return True
-    if np.int64((words[at] >> np.uint64(32)) & np.uint64(0xFFFF)) >= len(m.symbols):
-        m.tally[0].unknown += 1
-        return True
-    if kind == TRADE:
-        return take_trade(m, words, floats, at)
-    take_news(m, words, floats, at, kind)
-    return True
+def begin_batch(tally: Row) -> None:
+    tally.consumed = tally.fired = tally.outcomes = tally.closed = tally.base_closed = tally.error = tally.newest_ns = 0
+    tally.oldest_ns = NEVER_MS
+
+
+@kernel
+def note_age(tally: Row, received_ns: Int) -> None:
+    """The oldest and newest moment at which a slot of this batch was received; 0 is not known."""
+    if received_ns > 0:
+        tally.oldest_ns = min(tally.oldest_ns, received_ns)
+        tally.newest_ns = max(tally.newest_ns, received_ns)
 
 
 @kernel
@@ -192,26 +196,42 @@ def consume_slots(m: Market, words: Any, floats: Floats, span: tuple[Int, Int, I
 
     ``span``: (first, last, word of position 0, capacity); capacity 0 means a plain array of slots whose ``seq`` is not looked at.
     """
-    first, last, origin, capacity = span
-    tally = m.tally[0]
-    tally.consumed = tally.fired = tally.outcomes = tally.closed = tally.base_closed = tally.error = tally.newest_ns = 0
-    tally.oldest_ns = NEVER_MS
-    position = first
+    position, last, origin, capacity = span
+    first, symbols, tally = position, m.symbols, m.tally[0]
+    begin_batch(tally)
     while position < last:
         at = origin + (position & (capacity - 1)) * SLOT_WORDS
-        if capacity > 0 and np.int64(words[at] & np.uint64(0xFFFFFFFF)) != (position + 1) & 0xFFFFFFFF:
-            m.tally[0].error = ERROR_SEQ
+        head = np.int64(words[at])
+        if capacity > 0 and head & 0xFFFFFFFF != (position + 1) & 0xFFFFFFFF:
+            tally.error = ERROR_SEQ
             break
-        if not take_slot(m, words, floats, at):
-            break
-        received_ns = np.int64(words[at + AT_RECEIVED_NS])
-        if received_ns > 0:
-            m.tally[0].oldest_ns = min(m.tally[0].oldest_ns, received_ns)
-            m.tally[0].newest_ns = max(m.tally[0].newest_ns, received_ns)
+        i, kind = (head >> 32) & 0xFFFF, (head >> 48) & 0xFF
+        if kind == TIME:
+            if not close_for(m, ALL, np.int64(floats[at + AT_TIME_MS])):
+                break
+            tally.times += 1
+        elif i >= len(symbols):
+            tally.unknown += 1
+        elif kind == TRADE:
+            row = symbols[i]
+            ask = take_trade(row, words, floats, at)
+            if ask == CLOSE:
+                if not close_for(m, i, np.int64(floats[at + AT_TIME_MS])):
+                    break
+                ask = take_trade(row, words, floats, at)
+            elif ask == STRANGE and take_strange(m, row, floats, at):
+                ask = take_trade(row, words, floats, at)
+            if ask == ALARM:
+                ring_alarm(m, i, words, floats, at)
+            tally.trades += 1
+            tally.backfilled += (head >> 56) & BACKFILLED
+        else:
+            take_news(symbols[i], tally, words, floats, at)
         position += 1
-        if m.tally[0].fired > 0 or m.tally[0].outcomes > OUTCOMES_MAX - SETUPS_MAX:
+        note_age(tally, np.int64(words[at + AT_RECEIVED_NS]))
+        if tally.fired > 0 or tally.outcomes > OUTCOMES_MAX - SETUPS_MAX:
             break
-    m.tally[0].consumed = position - first
+    tally.consumed = position - first
     return position
 
 
@@ -258,9 +278,10 @@ class Batch:
 def make_market(symbols: int, *, history: int) -> Market:
     """Empty arrays: no price known, everything tradable."""
     assert history > LEG_BARS_MAX + PIVOT_LEFT + PIVOT_RIGHT, f"a history of {history} bars is shorter than a leg may be"
-    m = Market(np.zeros(symbols, SYMBOL_DTYPE), np.zeros((FRAMES, symbols), FRAME_DTYPE), np.zeros((FRAMES, symbols, history, BAR_COLUMNS)),
-               np.zeros(symbols, np.int64), np.zeros(FIRED_MAX, FIRED_DTYPE), np.zeros(OUTCOMES_MAX, OUTCOME_DTYPE),
-               np.zeros(1, CROSSING_DTYPE), np.zeros(1, TALLY_DTYPE))
+    m = Market(
+        np.zeros(symbols, SYMBOL_DTYPE), np.zeros((FRAMES, symbols), FRAME_DTYPE), np.zeros((FRAMES, symbols, history, BAR_COLUMNS)),
+        np.zeros((symbols, SETUPS_MAX), SETUP_DTYPE), np.zeros(symbols, np.int64), np.zeros(FIRED_MAX, FIRED_DTYPE),
+        np.zeros(OUTCOMES_MAX, OUTCOME_DTYPE), np.zeros(1, CROSSING_DTYPE), np.zeros(1, TALLY_DTYPE))
     m.symbols["tradable"], m.symbols["alarm_low"], m.symbols["alarm_high"], m.symbols["alarm_ms"] = 1, -np.inf, np.inf, NEVER_MS
     return m
 
@@ -280,7 +301,7 @@ class MarketState:
         self.steps = np.asarray(steps, np.float64)
         self.intervals = (candle_ms, setup_ms, context_ms)
         self.market = make_market(n, history=history)
-        frames = self.market.frames
+        frames, self.market.symbols["interval_ms"] = self.market.frames, candle_ms
         frames["interval_ms"], frames["rsi_period"], frames["atr_period"] = np.array(self.intervals)[:, None], rsi_period, atr_period
 
     def consume(self, ring: Ring, *, now_ns: int = 0, limit: Int = 4_096) -> Batch:
@@ -343,7 +364,7 @@ class MarketState:
         else:
             edge_ms = until_ms - until_ms % candle_ms
             base = base[base[:, OPEN_MS] + candle_ms <= edge_ms]
-        live = m.frames["open_bar"][BASE, i].copy()
+        live = m.symbols["open_bar"][i].copy()
         if keep := bool(live["end_ms"] > 0 and live["open_ms"] >= edge_ms):
             own = self.candles(i, candle_ms)
             base, edge_ms = np.concatenate([base, own[own[:, OPEN_MS] >= edge_ms]]), int(live["open_ms"])
@@ -369,19 +390,20 @@ class MarketState:
 
     def _forget(self, i: int) -> None:
         m = self.market
+        m.symbols["bars"][i], m.symbols["open_bar"][i] = 0, np.zeros((), OPEN_BAR_DTYPE)
         for name in ("open_bar", "indicators", "structure"):
-            m.frames[name][:, i] = np.zeros((), FRAME_DTYPE[name])
+            m.frames[name][SETUP:, i] = np.zeros((), FRAME_DTYPE[name])
         place_setups(m, np.empty(0, SETUP_DTYPE), np.array([i], np.int64))
 
     def _join(self, i: int, live: np.void | None) -> None:
         """The open candle at the seam."""
-        bar, row = self.market.frames[BASE, i]["open_bar"], self.market.symbols[i]
+        rows = self.market.symbols
         if live is not None:
-            self.market.frames["open_bar"][BASE, i] = live
+            rows["open_bar"][i] = live
         else:
-            bar["partial"] = 1
-        if row["last_ms"] == 0:
-            row["last_price"] = bar["close"]
+            rows["open_bar"]["partial"][i] = 1
+        if rows["last_ms"][i] == 0:
+            rows["last_price"][i] = rows["open_bar"]["close"][i]
 
     def quote(self, i: Int, now_ms: float) -> Quote:
         """Prices (0 while unknown) and their ages in market milliseconds (infinite while unknown). Not tradable while gapped."""
@@ -393,14 +415,14 @@ class MarketState:
     def candles(self, i: Int, interval_ms: int) -> Floats:
         """Closed bars of symbol ``i``, oldest first, as an (n, 8) copy; volumes in steps. ValueError: not one of the three intervals."""
         f = self.intervals.index(interval_ms)
-        kept = self.market.bars[f, i]
-        seen, history = int(self.market.frames["structure"]["bars"][f, i]), len(kept)
+        m, kept = self.market, self.market.bars[f, i]
+        seen, history = int(m.symbols["bars"][i] if f == BASE else m.frames["structure"]["bars"][f, i]), len(kept)
         bars: Floats = kept[np.arange(max(0, seen - history), seen) % history]
         return bars
 
     def open_candle(self, i: Int) -> dict[str, float]:
         """The base candle that is still open, by field name."""
-        bar = self.market.frames["open_bar"][BASE, i]
+        bar = self.market.symbols["open_bar"][i]
         return {name: bar[name].item() for name in OPEN_BAR_DTYPE.names or ()}
 
     def tainted(self) -> list[int]:
@@ -412,6 +434,6 @@ class MarketState:
         """Counts since the start by the names of TALLY, and how many symbols are gapped, and setups armed and entered, now."""
         m = self.market
         counts = {name: int(m.tally[name][0]) for name in TOTAL_FIELDS}
-        states = m.symbols["setups"]["state"]
+        states = m.setups["state"]
         return counts | {"gapped_now": int(m.symbols["gapped"].sum()), "armed_now": int((states == ARMED).sum()),
                          "entered_now": int((states == ENTERED).sum())}

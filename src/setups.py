@@ -16,7 +16,7 @@ import numpy as np
 
 from src.bars import NEVER_MS, SETUPS_MAX, Market
 from src.features import FEATURE_COUNT, SETUP_DTYPE
-from src.indicators import Int, Row, kernel
+from src.indicators import Int, Records, Row, kernel
 
 ARMED_MAX = 4
 FIRED_MAX, OUTCOMES_MAX = 64, 1_024
@@ -45,11 +45,11 @@ CROSSING_DTYPE = np.dtype([("time_ms", "i8"), ("received_ns", "i8"), ("open", "f
 
 
 @kernel
-def set_alarms(row: Row) -> None:
-    """The nearest prices and time at which any setup of the symbol changes state."""
+def set_alarms(row: Row, setups: Records) -> None:
+    """The nearest prices and time at which any setup of the symbol (SYMBOL_DTYPE row, its setups) changes state."""
     row.alarm_low, row.alarm_high, row.alarm_ms = -np.inf, np.inf, NEVER_MS
     for k in range(SETUPS_MAX):
-        setup = row.setups[k]
+        setup = setups[k]
         if setup.state == EMPTY:
             continue
         below = setup.side > 0
@@ -139,12 +139,12 @@ def follow_entered(m: Market, setup: Row, slot: Row) -> None:
 def cross_levels(m: Market, i: Int, slot: Row) -> None:
     """Every setup of symbol ``i`` against a slot that rang its alarm."""
     for k in range(SETUPS_MAX):
-        setup = m.symbols[i].setups[k]
+        setup = m.setups[i, k]
         if setup.state == ENTERED:
             follow_entered(m, setup, slot)
         elif setup.state == ARMED:
             cross_armed(m, setup, k, slot)
-    set_alarms(m.symbols[i])
+    set_alarms(m.symbols[i], m.setups[i])
 
 
 @kernel
@@ -157,11 +157,11 @@ def place_setups(m: Market, proposals: Any, closed: Any) -> Int:
     """
     placed = last = 0
     for n in range(len(closed)):
-        row, first = m.symbols[closed[n]], last
+        setups, first = m.setups[closed[n]], last
         while last < len(proposals) and proposals[last].symbol == closed[n]:
             last += 1
         for k in range(SETUPS_MAX):
-            setup = row.setups[k]
+            setup = setups[k]
             if setup.state == ARMED:
                 setup.state = EMPTY
                 m.tally[0].withdrawn += 1
@@ -175,23 +175,23 @@ def place_setups(m: Market, proposals: Any, closed: Any) -> Int:
                     best = p
             if best >= 0:
                 proposals[best].state = ARMED
-                row.setups[free_row(m, row)] = proposals[best]
+                setups[free_row(m, setups)] = proposals[best]
                 placed += 1
         m.tally[0].crowded += max(0, last - first - ARMED_MAX)
-        set_alarms(row)
+        set_alarms(m.symbols[closed[n]], setups)
     m.tally[0].armed += placed
     return placed
 
 
 @kernel
-def free_row(m: Market, row: Row) -> Int:
+def free_row(m: Market, setups: Records) -> Int:
     """A row for a new setup: an empty one, else that of the virtual trade entered first."""
     best = -1
     for k in range(SETUPS_MAX):
-        setup = row.setups[k]
+        setup = setups[k]
         if setup.state == EMPTY:
             return k
-        if setup.state == ENTERED and (best < 0 or setup.entered_ms < row.setups[best].entered_ms):
+        if setup.state == ENTERED and (best < 0 or setup.entered_ms < setups[best].entered_ms):
             best = k
     m.tally[0].evicted += 1
     return best

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from src.bars import Market
-from src.features import BASE, CONTEXT, PARTS_MAX, SETUP, SETUP_DTYPE, matrix, range_position, write_features
+from src.features import CONTEXT, PARTS_MAX, SETUP, SETUP_DTYPE, matrix, range_position, write_features
 from src.indicators import Floats, Int, Records, Row, kernel
 from src.market_state import MarketState
 from src.setups import EMPTY
@@ -96,15 +96,15 @@ def score_setup(setup: Row, frame: Row, above: Row, zone: Row) -> None:
 
 
 @kernel
-def refuse_zone(m: Market, setup: Row, zone: Row, base: Row, frame: Row) -> Int:
-    """Why this zone proposes nothing now, by place in REFUSALS, or _NONE. ``setup`` has its prices."""
+def refuse_zone(setup: Row, candle: Row, open_bar: Row) -> Int:
+    """Why this setup is not proposed now, by place in REFUSALS, or _NONE. ``candle``, ``open_bar``: of the base and the setup frame."""
     side = setup.side
     distance, risk = side * (setup.price - setup.entry), side * (setup.entry - setup.stop)
     if distance <= 0.0:
         return _PASSED
     if distance > REACH_ATR * setup.atr:
         return _FAR
-    for bar in (base.open_bar, frame.open_bar):
+    for bar in (candle, open_bar):
         if bar.parts > 0 and side * ((bar.low if side > 0 else bar.high) - setup.entry) <= 0.0:
             return _TOUCHED
     if risk > WIDE_ATR * setup.atr:
@@ -157,8 +157,8 @@ def propose_setups(m: Market, closed: Symbols, plan: Plan, rows: Records, refusa
     count = 0
     for n in range(len(closed)):
         i, first = closed[n], count
-        base, frame, above = m.frames[BASE, i], m.frames[SETUP, i], m.frames[CONTEXT, i]
-        if m.symbols[i].gapped == 1 or m.symbols[i].armable == 0:
+        row, frame, above = m.symbols[i], m.frames[SETUP, i], m.frames[CONTEXT, i]
+        if row.gapped == 1 or row.armable == 0:
             refusals[_GAPPED] += 1
             continue
         if not frame.indicators.atr > 0.0 or not frame.indicators.rsi >= 0.0:
@@ -170,7 +170,7 @@ def propose_setups(m: Market, closed: Symbols, plan: Plan, rows: Records, refusa
                 continue
             draw_setup(setup, zone, i, frame, plan)
             setup.id = (zone.known_ms // 1_000) << _ID_ZONE | i << _ID_SYMBOL | k
-            why = refuse_zone(m, setup, zone, base, frame)
+            why = refuse_zone(setup, row.open_bar, frame.open_bar)
             if why != _NONE:
                 refusals[why] += 1
                 continue

@@ -312,7 +312,7 @@ def test_setups_armed_after_a_restart_are_those_of_a_daemon_that_never_stopped()
     run(whole, slots[: 2 * cut], lambda closed: arm(whole, closed, strategy=teacher, costs=costs))
     seeded.seed(0, _fold(bars[:cut], 5), bars[:cut], _fold(bars[:cut], 30), until_ms=int(bars[cut, 0]))
     armed = arm(seeded, np.zeros(1, np.int64), strategy=teacher, costs=costs)
-    kept = whole.market.symbols["setups"][0]
+    kept = whole.market.setups[0]
     kept = kept[kept["state"] == 1]
     assert len(armed) > 0
     for name in ("id", "entry", "stop", "target", "score", "armed_ms", "expires_ms"):

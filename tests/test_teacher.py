@@ -95,7 +95,7 @@ def test_at_most_the_best_are_armed_for_one_symbol(market: tuple[Any, Teacher, S
     state, _, armed, _ = market
     _, counts = np.unique(np.c_[armed["symbol"], armed["armed_ms"]], axis=0, return_counts=True)
     assert counts.max() == ARMED_MAX and state.statistics()["crowded"] > 0
-    assert ((state.market.symbols["setups"]["state"] == ARMED).sum(axis=1) <= ARMED_MAX).all()
+    assert ((state.market.setups["state"] == ARMED).sum(axis=1) <= ARMED_MAX).all()
 
 
 def test_the_target_may_lie_further_away() -> None:
@@ -108,10 +108,10 @@ def test_a_gapped_symbol_arms_nothing() -> None:
     state, teacher = state_of(1), Teacher()
     bars = random_bars(1_000, 43, volatility=0.003)
     run(state, slots_of_bars([bars]), lambda closed: arm(state, closed, strategy=teacher, costs=np.full(1, 1e-4)))
-    assert (state.market.symbols["setups"]["state"] == ARMED).any()
+    assert (state.market.setups["state"] == ARMED).any()
     run(state, slots_of([{"kind": GAP}]))
     assert len(arm(state, np.zeros(1, np.int64), strategy=teacher, costs=np.full(1, 1e-4))) == 0
-    assert teacher.statistics()["gapped"] == 1 and not (state.market.symbols["setups"]["state"] == ARMED).any()
+    assert teacher.statistics()["gapped"] == 1 and not (state.market.setups["state"] == ARMED).any()
 
 
 class _Coin:
