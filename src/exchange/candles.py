@@ -101,15 +101,27 @@ class Day(NamedTuple):
     last_id: int
 
 
-def rolling_day(market: JumpingMarket, symbol: int, now_ms: int) -> Day | None:
-    """The last 24 hours, to 5 minutes; None before the first trade."""
-    start = (now_ms - DAY_MS) // (5 * MINUTE_MS) * 5 * MINUTE_MS + 5 * MINUTE_MS
-    rows = market.klines(symbol, 5 * MINUTE_MS, start, now_ms, now_ms)
-    if not len(rows):
-        return None
-    last = market.agg_trades(symbol, to_ms=now_ms, limit=1)
-    last_id = int(last["last_id"][-1]) if len(last) else 0
-    count = int(rows["trades"].sum())
-    return Day(start, int(rows["open"][0]), int(rows["high"].max()), int(rows["low"].min()), int(rows["close"][-1]),
-               int(rows["volume"].sum()),
-               float(rows["quote_volume"].sum()), count, last_id - count + 1, last_id)  # fmt: skip
+class Days:
+    """The rolling 24 hours of every symbol, to the hour: 23 whole hours, kept until the hour changes, and the open one."""
+
+    def __init__(self, market: JumpingMarket) -> None:
+        self._market = market
+        self._whole: dict[int, tuple[int, NDArray[np.void]]] = {}
+
+    def rolling(self, symbol: int, now_ms: int) -> Day | None:
+        """The day up to now; None before the first trade."""
+        hour = now_ms // HOUR_MS * HOUR_MS
+        kept = self._whole.get(symbol)
+        if kept is None or kept[0] != hour:
+            kept = self._whole[symbol] = (hour, self._market.klines(symbol, HOUR_MS, hour - 23 * HOUR_MS, hour - 1, now_ms))
+        rows = np.concatenate((kept[1], self._market.klines(symbol, HOUR_MS, hour, hour, now_ms)))
+        if not len(rows):
+            return None
+        last = self._market.agg_trades(symbol, to_ms=now_ms, limit=1)
+        last_id = int(last["last_id"][-1]) if len(last) else 0
+        count = int(rows["trades"].sum())
+        return Day(
+            open_ms=hour - 23 * HOUR_MS, open=int(rows["open"][0]), high=int(rows["high"].max()), low=int(rows["low"].min()),
+            last=int(rows["close"][-1]), volume=int(rows["volume"].sum()), quote=float(rows["quote_volume"].sum()), trades=count,
+            first_id=last_id - count + 1, last_id=last_id,
+        )  # fmt: skip

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from src.clock import monotonic_ns
 from src.exchange import depth
-from src.exchange.candles import INTERVALS, candles, close_of, length_of, open_of, rolling_day
+from src.exchange.candles import INTERVALS, candles, close_of, length_of, open_of
 from src.exchange.events import money
 from src.exchange.quotes import funding_rate, next_funding_ms
 from src.exchange.state import UserEvent
@@ -186,7 +186,7 @@ class Feeds:
         paced.channel.publish(msgspec.json.encode([self._mark(i, at) for i in range(len(self._state.specs))]))
 
     def _ticker(self, symbol: int, now: int, full: bool) -> dict[str, Any] | None:
-        day = rolling_day(self._venue.core.market, symbol, now)
+        day = self._venue.days.rolling(symbol, now)
         if day is None:
             return None
         price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]

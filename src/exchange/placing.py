@@ -310,6 +310,7 @@ class Placing:
                 order.queue_steps -= trade.steps
                 got = min(left, max(0, -order.queue_steps))
                 order.queue_steps = max(0, order.queue_steps)
+                self._state.changes.orders[order.id] = order
             else:
                 continue
             if got:

@@ -8,7 +8,7 @@ from typing import Any
 
 from src.exchange import depth
 from src.exchange.call import Call
-from src.exchange.candles import DAY_MS, HOUR_MS, INTERVALS, MINUTE_MS, Day, candles, length_of, open_of, rest_rows, rolling_day
+from src.exchange.candles import DAY_MS, HOUR_MS, INTERVALS, MINUTE_MS, Day, candles, length_of, open_of, rest_rows
 from src.exchange.entry import optional_symbol, symbol_of
 from src.exchange.errors import ApiError
 from src.exchange.events import money
@@ -281,7 +281,7 @@ def funding_info(call: Call) -> list[dict[str, Any]]:
 
 def ticker_24hr(call: Call) -> Any:
     def row(i: int) -> dict[str, Any]:
-        day = rolling_day(call.venue.core.market, i, call.venue.state.now_ms)
+        day = call.venue.days.rolling(i, call.venue.state.now_ms)
         return ticker_row(call, i, day or Day(call.venue.state.now_ms - DAY_MS, 0, 0, 0, 0, 0, 0.0, 0, -1, -1))
 
     return one_or_all(call, row)

@@ -12,7 +12,7 @@ from aiohttp import web
 from src.clock import Clock, clock_at, epoch_ms
 from src.error_handler import Fatal, lifecycle
 from src.exchange import ws_api
-from src.exchange.books import Books
+from src.exchange.books import Books, forget_old
 from src.exchange.control import PREFIX as CONTROL_PREFIX
 from src.exchange.control import Control
 from src.exchange.core import Core
@@ -27,6 +27,7 @@ from src.exchange.venue import Venue
 from src.exchange.ws_api import WsApi
 
 CHORES_S = 1.0
+PRUNE_S = 3600.0
 UNSAVED_S = 1.5
 """Wall seconds of market time that a killed exchange may have shown after its books last kept the time."""
 
@@ -108,13 +109,17 @@ class Server:
         return web.Response(status=404)
 
     async def chores(self) -> None:
-        """Pings, pongs that do not come, listen keys that run out."""
+        """Pings, pongs that do not come, listen keys that run out, the books' sense of time, what is too old to show."""
         limits = self._venue.options.limits
-        since_ping = 0.0
+        since_ping = since_pruning = 0.0
         while True:
             await asyncio.sleep(CHORES_S)
             since_ping += CHORES_S
             self._venue.beat()
+            since_pruning += CHORES_S
+            if since_pruning >= PRUNE_S:
+                since_pruning = 0.0
+                forget_old(self._venue.state)
             ping = since_ping >= limits.ping_every_s
             if ping:
                 since_ping = 0.0

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from src.clock import MS, Clock, monotonic_ns
 from src.error_handler import Fatal, lifecycle
 from src.exchange.auth import Keyring
+from src.exchange.candles import Days
 from src.exchange.core import NEVER, Core
 from src.exchange.digits import Wording
 from src.exchange.limits import Limiter
@@ -51,6 +52,7 @@ class Venue:
         self.state = core.state
         self.clock = clock
         self.words = Wording(core.market.symbols)
+        self.days = Days(core.market)
         self.keyring = Keyring(options.accounts)
         self.limiter = Limiter(options.limits, len(options.accounts))
         self.listen_keys = ListenKeys(options.limits.listen_key_life_s)
