@@ -57,8 +57,9 @@ OPEN_BAR_DTYPE = np.dtype([
     ("taker_volume", "f8"), ("trades", "i8"), ("first_ms", "i8"), ("last_ms", "i8"), ("first_id", "i8"), ("last_id", "i8"),
     ("parts", "i8"), ("tainted", "i8"), ("partial", "i8"),
 ])
-"""A bar that is still open. ``end_ms`` 0: nothing seen yet. ``parts``: fragments or candles in it. ``tainted``: something is missing, arms
-nothing. ``partial``: 1 while a base candle after ``seed`` may lack trades from before the ring began."""
+"""A bar that is still open. ``end_ms`` 0: nothing seen yet. ``parts``: fragments or candles in it. ``tainted``: something is missing, the bar arms
+nothing (bit 0: more history may cure it; bit 1: history itself lacks it). ``partial``: 1 while a base candle after ``seed`` may lack
+trades from before the ring began."""
 
 SYMBOL_DTYPE = np.dtype([
     ("alarm_low", "f8"), ("alarm_high", "f8"), ("alarm_ms", "i8"), ("last_price", "f8"), ("last_ms", "i8"), ("last_id", "i8"),
@@ -179,7 +180,7 @@ def close_candle(m: Market, i: Int) -> bool:
     closed = bool(bar.end_ms >= above.end_ms)
     finish_base(row, m.bars[BASE, i])
     if closed:
-        row.armable = 1 - above.tainted
+        row.armable = 1 if above.tainted == 0 else 0
         close_setup_bar(m, i)
         tally.setup_bars += 1
     return closed
@@ -247,17 +248,19 @@ def replay_history(m: Market, i: Int, context_klines: Floats, setup_klines: Floa
 
 
 @kernel
-def replay_base(m: Market, i: Int, klines: Floats, from_ms: Int, edge_ms: Int) -> None:
-    """Closed base candles, oldest first, up to ``edge_ms``; those before ``from_ms`` are already in setup bars. What is missing is flat,
-    and taints."""
-    row = m.symbols[i]
-    bar = row.open_bar
+def replay_base(m: Market, i: Int, klines: Floats, known: Int, edge_ms: Int) -> None:
+    """Closed base candles, oldest first, up to ``edge_ms``; those before the open setup bar are already in setup bars.
+
+    What is missing is flat and taints: for good before and among the first ``known`` rows, which are history's, curably after them.
+    """
+    row, above = m.symbols[i], m.frames[SETUP, i].open_bar
+    bar, from_ms = row.open_bar, above.open_ms
     if len(klines) == 0 or np.int64(klines[0, OPEN_MS]) > from_ms:
-        m.frames[SETUP, i].open_bar.tainted = 1
+        above.tainted = 2
     for k in range(len(klines) + 1):
         open_ms = np.int64(klines[k, OPEN_MS]) if k < len(klines) else edge_ms
         while 0 < bar.end_ms <= open_ms:
-            bar.tainted = 1
+            bar.tainted = 2 if k < known else 1
             if bar.open_ms < from_ms:
                 next_bar(bar, row.interval_ms)
             else:
@@ -268,3 +271,5 @@ def replay_base(m: Market, i: Int, klines: Floats, from_ms: Int, edge_ms: Int) -
                 close_candle(m, i)
             else:
                 finish_base(row, m.bars[BASE, i])
+            if above.tainted & 1 and row.gapped == 0 and k < known:
+                above.tainted = 2

@@ -302,6 +302,7 @@ class MarketState:
         self.intervals = (candle_ms, setup_ms, context_ms)
         self.market = make_market(n, history=history)
         frames, self.market.symbols["interval_ms"] = self.market.frames, candle_ms
+        self._batch_fields = self.market.tally.view(np.int64)[: len(BATCH_FIELDS)]
         frames["interval_ms"], frames["rsi_period"], frames["atr_period"] = np.array(self.intervals)[:, None], rsi_period, atr_period
 
     def consume(self, ring: Ring, *, now_ns: int = 0, limit: Int = 4_096) -> Batch:
@@ -326,7 +327,7 @@ class MarketState:
 
     def _batch(self, more: bool, now_ns: int) -> Batch:
         m = self.market
-        consumed, fired, outcomes, closed, base_closed, _, oldest, newest = m.tally[list(BATCH_FIELDS)][0].item()
+        consumed, fired, outcomes, closed, base_closed, _, oldest, newest = self._batch_fields.tolist()
         timed = now_ns > 0 and newest > 0
         return Batch(
             consumed, more,
@@ -356,6 +357,8 @@ class MarketState:
         The seam. Without ``until_ms`` the last base kline is the one still open: it is dropped and refilled by the ring's trades, flagged
         ``partial`` until a trade or TIME slot from before it proves that the ring holds all of it. Trades of closed candles are passed
         over (counted ``seam``). A symbol that is live keeps its open candle, and its own closed ones where they are newer.
+
+        What was armed stays armed until the next close. ``arm`` may be called for ``i`` at once: it arms what the last close would have.
         """
         m, candle_ms = self.market, self.intervals[BASE]
         base = self._steps(i, klines_base, BASE)
@@ -364,13 +367,13 @@ class MarketState:
         else:
             edge_ms = until_ms - until_ms % candle_ms
             base = base[base[:, OPEN_MS] + candle_ms <= edge_ms]
-        live = m.symbols["open_bar"][i].copy()
+        live, known = m.symbols["open_bar"][i].copy(), len(base)
         if keep := bool(live["end_ms"] > 0 and live["open_ms"] >= edge_ms):
             own = self.candles(i, candle_ms)
             base, edge_ms = np.concatenate([base, own[own[:, OPEN_MS] >= edge_ms]]), int(live["open_ms"])
         self._forget(i)
         replay_history(m, i, self._closed(i, klines_context, CONTEXT, edge_ms), self._closed(i, klines_setup, SETUP, edge_ms))
-        replay_base(m, i, base, int(m.frames[SETUP, i]["open_bar"]["open_ms"]), edge_ms)
+        replay_base(m, i, base, known, edge_ms)
         self._join(i, live if keep else None)
 
     def _steps(self, i: Int, klines: Floats, f: Int) -> Floats:
@@ -393,7 +396,6 @@ class MarketState:
         m.symbols["bars"][i], m.symbols["open_bar"][i] = 0, np.zeros((), OPEN_BAR_DTYPE)
         for name in ("open_bar", "indicators", "structure"):
             m.frames[name][SETUP:, i] = np.zeros((), FRAME_DTYPE[name])
-        place_setups(m, np.empty(0, SETUP_DTYPE), np.array([i], np.int64))
 
     def _join(self, i: int, live: np.void | None) -> None:
         """The open candle at the seam."""
@@ -426,9 +428,10 @@ class MarketState:
         return {name: bar[name].item() for name in OPEN_BAR_DTYPE.names or ()}
 
     def tainted(self) -> list[int]:
-        """Symbols that are not gapped but whose open setup bar misses something: ``seed`` them again to arm at its close."""
+        """Symbols that are not gapped but whose open setup bar misses something that history may hold: ``seed`` them again."""
         m = self.market
-        return np.flatnonzero((m.frames["open_bar"]["tainted"][SETUP] == 1) & (m.symbols["gapped"] == 0)).tolist()
+        bars = m.frames["open_bar"][SETUP]
+        return np.flatnonzero((bars["tainted"] & 1 == 1) & (bars["end_ms"] > 0) & (m.symbols["gapped"] == 0)).tolist()
 
     def statistics(self) -> dict[str, int]:
         """Counts since the start by the names of TALLY, and how many symbols are gapped, and setups armed and entered, now."""

@@ -341,7 +341,18 @@ def test_history_with_a_hole_before_the_ring_taints_the_open_setup_bar() -> None
     bars = random_bars(20, 6)
     state = state_of(1)
     state.seed(0, _fold(bars[:15], 5), bars[17:])
-    assert state.tainted() == [0]
+    assert state.market.frames["open_bar"]["tainted"][1, 0] and state.tainted() == []
+
+
+def test_history_that_ends_before_the_live_candle_is_asked_for_again() -> None:
+    bars = random_bars(20, 6)
+    state = state_of(1)
+    run(state, slots_of_bars([bars[18:]])[:-1])
+    state.seed(0, _fold(bars[:15], 5), bars[:17])
+    assert state.tainted() == [0] and state.candles(0, MINUTE)[16:18, 5].tolist() == [0.0, 0.0]
+    state.seed(0, _fold(bars[:15], 5), bars[:19])
+    assert state.tainted() == [] and state.open_candle(0)["open_ms"] == bars[19, 0]
+    np.testing.assert_array_equal(state.candles(0, MINUTE), bars[:19])
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b[::-1], lambda b: b + np.eye(1, 8), lambda b: b * [[1.0, 0.0, *[1.0] * 6]]])
