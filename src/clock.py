@@ -83,6 +83,12 @@ def iso(ms: float) -> str:
     return datetime.fromtimestamp(ms / 1000.0, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{int(ms) % 1000:03d}Z"
 
 
+def parse_utc(text: str) -> int:
+    """Milliseconds since 1970 of ``2025-05-05`` or ``2025-05-05T14:30``, in UTC unless it names an offset. ValueError: anything else."""
+    moment = datetime.fromisoformat(text)
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
 def utc_day(ms: float) -> int:
     """Whole days since 1970 in UTC."""
     return int(ms // 86_400_000)

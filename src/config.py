@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
-from src.clock import SPEED_MAX
+from src.clock import SPEED_MAX, parse_utc
 from src.error_handler import Fatal
 
 MODES = ("sim", "paper", "testnet", "live")
@@ -101,6 +101,7 @@ class Settings:
 
     sim_market: str = _setting("synthetic", "", "the local exchange's market", choices=("synthetic", "replay"))
     sim_data: str = _setting("", "path", "replay: a Parquet file or folder of trades or candles", empty=True)
+    sim_start: str = _setting("", "UTC", "replay: where live trading begins, such as 2025-05-05T14:30; what lies before is history", empty=True)
     sim_seed: int = _setting(1, "number", "the synthetic market's seed", low=0, high=2**63 - 1)
     sim_speed: float = _setting(_by_mode(1.0, sim=60.0), "market s per s", "how fast the local market runs", above=0, high=SPEED_MAX)
     sim_latency_ms: int = _setting(20, "ms, market time", "an order reaches the local book this much later", low=0, high=10000)
@@ -250,6 +251,11 @@ def _contradictions(s: Settings) -> list[str]:
             wrong.append("SIM_DATA is empty: SIM_MARKET=replay needs a Parquet file or folder of trades or candles")
         elif not Path(s.sim_data).exists():
             wrong.append(f"SIM_DATA={s.sim_data!r}: there is no such file or folder")
+    if s.sim_start:
+        try:
+            parse_utc(s.sim_start)
+        except ValueError:
+            wrong.append(f"SIM_START={s.sim_start!r}: must be a time in UTC such as 2025-05-05T14:30")
     wrong += [f"SYMBOLS={name!r}: must be names of the venue such as BTCUSDT" for name in s.symbols if not name.replace("_", "").isalnum()]
     schemes = {"rest_url": ("http", "https"), "exchange_url": ("http", "https")}
     for name in ("rest_url", "market_url", "public_url", "private_url", "ws_api_url", "exchange_url"):

@@ -35,13 +35,21 @@ async def _exchange(life: Life) -> None:
 
     s = life.settings
     options = ExchangeOptions(
-        market=s.sim_market, symbols=s.symbols, seed=s.sim_seed, path=s.sim_data or None, speed=s.sim_speed, latency_ms=s.sim_latency_ms,
+        market=s.sim_market, symbols=s.symbols or _offered(s), seed=s.sim_seed, path=s.sim_data or None, start=s.sim_start,
+        speed=s.sim_speed, latency_ms=s.sim_latency_ms,
         accounts=(Account(SIM_KEY, SIM_SECRET, s.sim_balance),), books_dir=str(Path(s.state_dir) / "exchange"))  # fmt: skip
     try:
         await serve(options, life.ready, life.stop)
     except Fatal as error:
         setting = {"SYMBOLS": "SYMBOLS", "SIM_DATA": "SIM_DATA"}.get(str(error.fields.get("setting", "")), "")
         raise Fatal(f"{setting}={error.fields.get('value')!r}: {error}" if setting and setting not in str(error) else str(error)) from error
+
+
+def _offered(s: Settings) -> tuple[str, ...]:
+    """The synthetic market offers what UNIVERSE_SIZE asks for; a recording what it holds."""
+    from src.exchange.symbols import scaled_universe
+
+    return scaled_universe(s.universe_size) if s.sim_market == "synthetic" else ()
 
 
 def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: Any, urls: Endpoints, clock: Clock) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import urllib.request
 from collections.abc import Iterator
+from decimal import Decimal as D
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -195,3 +196,41 @@ def test_a_start_protects_what_it_finds(tmp_path: Path, victim: str) -> None:
             until(lambda: stops_of(urls, symbol) or position_of(urls) is None, 5, what="protection")
             assert second.stop() == 0
         assert len(Reader(env["STATE_DIR"]).rows("SELECT 1 FROM fills")) > 0
+
+
+# --- recorded markets -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recording", "settings"),
+    [
+        ("klines/binance_um_1m_2025-05_2025-06.parquet", {"SETUP_INTERVAL": "15m"}),
+        ("ticks/binance_spot_BTCUSDT_aggTrades_2024-01-01.parquet", {"SETUP_INTERVAL": "30m", "SIM_START": "2024-01-01T21:20"}),
+    ],
+)
+def test_journal_ledger_and_fills_agree_to_the_last_digit(tmp_path: Path, recorded_data: Path, recording: str, settings: dict[str, str]) -> None:
+    """A recorded market at 60 times its speed: positions open and close, and three books say the same."""
+    start = ("--start", settings["SIM_START"]) if "SIM_START" in settings else ()
+    words = (*start, "--market", "replay", "--path", str(recorded_data / recording), "--speed", "60", "--account", f"{SIM_KEY}:{SIM_SECRET}:10000")
+    with exchange(tmp_path, *words) as (_, urls):
+        env = daemon_env(tmp_path, **FAST, **settings, EXCHANGE_URL=urls["rest"], MIN_CONFIDENCE="0.3", ON_SHUTDOWN="flatten")
+        with running([], env | {"UNIVERSE_SIZE": "18"}) as process:
+            process.wait_line("📈 opened", 110)
+            assert process.stop() == 0, process.output
+        assert position_of(urls) is None
+        _, books = get(urls["rest"] + "/control/books")
+    ledger = books[SIM_KEY]
+    journal = Reader(env["STATE_DIR"])
+    theirs = {(f["symbol"], f["id"]): (D(f["price"]), D(f["qty"]), D(f["commission"]), D(f["realised"]), f["side"]) for f in ledger["fills"]}
+    rows = journal.rows("SELECT symbol, trade_id, price, qty, commission, realised, side FROM fills")
+    ours = {(r[0], r[1]): (D(r[2]), D(r[3]), D(r[4]), D(r[5]), r[6]) for r in rows}
+    assert ours == theirs and ours
+    commission, realised = sum(f[2] for f in ours.values()), sum(f[3] for f in ours.values())
+    assert D(ledger["wallet"]) == D(10000) + realised - commission + D(ledger["funding"])
+    trades = journal.rows("SELECT realised, commission FROM trades")
+    assert sum(D(t[0]) for t in trades) == realised and sum(D(t[1]) for t in trades) == commission
+    held: dict[str, D] = {}
+    for (symbol, _), (_, qty, _, _, side) in ours.items():
+        held[symbol] = held.get(symbol, D(0)) + (qty if side == "BUY" else -qty)
+    assert not any(held.values()) and not ledger["positions"]

@@ -72,6 +72,7 @@ def options_of(argv: list[str]) -> ExchangeOptions:
     parser.add_argument("--latency-ms", type=_whole(0, 60_000), default=20)
     parser.add_argument("--books", help="directory in which to keep the books and find them again")
     parser.add_argument("--path", help="the recording, for --market replay")
+    parser.add_argument("--start", default="", help="where live trading begins in the recording, such as 2025-05-05T14:30 (UTC)")
     parser.add_argument("--control", action="store_true", help="open /control for tests")
     given = parser.parse_args(argv)
     if given.market == "replay" and not given.path:
@@ -81,7 +82,9 @@ def options_of(argv: list[str]) -> ExchangeOptions:
         parser.error("two accounts have the same key")
     return ExchangeOptions(
         port=given.port, market=given.market, symbols=tuple(s for s in given.symbols.upper().split(",") if s), seed=given.seed,
-        path=given.path, speed=given.speed, latency_ms=given.latency_ms, accounts=accounts, books_dir=given.books, control=given.control,
+        path=given.path, start=given.start,
+        speed=given.speed, latency_ms=given.latency_ms, accounts=accounts,
+        books_dir=given.books, control=given.control,
     )  # fmt: skip
 
 

@@ -67,8 +67,11 @@ class Market(Protocol):
         ...
 
 
-def open_market(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | None, now_ms: int, resume: dict[str, Any] | None) -> Market:
-    """Open a market at market time ``now_ms``. No ``symbols``: the default twenty, or all of the recording.
+def open_market(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | None, now_ms: int, resume: dict[str, Any] | None,
+                start: str = "") -> Market:  # fmt: skip
+    """Open a market at market time ``now_ms``; a recording's live trading begins at ``start``, its own UTC time, where that is given.
+
+    No ``symbols``: the default twenty, or all of the recording.
 
     Fatal: an unknown kind or symbol, a recording that cannot be used, or a resume state that belongs to another market.
     """
@@ -76,7 +79,7 @@ def open_market(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | N
     if kind == "synthetic":
         market = open_synthetic(symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
     elif kind == "replay":
-        market = open_replay(path=path, symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
+        market = open_replay(path=path, symbols=symbols, seed=seed, now_ms=now_ms, resume=resume, start=start)
     else:
         raise Fatal(f"SIM_MARKET is {kind!r}, and must be one of {', '.join(KINDS)}", setting="SIM_MARKET", value=kind)
     _compile(market)

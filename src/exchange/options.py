@@ -56,7 +56,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeOptions:
-    """Everything ``serve`` needs. ``port`` 0 takes a free one. ``symbols`` empty leaves the choice to the market source."""
+    """Everything ``serve`` needs. ``port`` 0 takes a free one. ``symbols`` empty leaves the choice to the market source.
+
+    ``start``: where live trading
+    begins in a recording, in its own UTC time.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -64,6 +68,7 @@ class ExchangeOptions:
     symbols: tuple[str, ...] = ()
     seed: int = 1
     path: str | None = None
+    start: str = ""
     speed: float = 1.0
     latency_ms: int = 20
     accounts: tuple[Account, ...] = (DEFAULT_ACCOUNT,)

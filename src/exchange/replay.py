@@ -21,6 +21,7 @@ import numpy as np
 from numpy.random import Generator, Philox
 from numpy.typing import NDArray
 
+from src.clock import iso, parse_utc
 from src.data import Candles, Recording, TradeRows, load_recording
 from src.error_handler import Fatal, lifecycle
 from src.exchange.expansion import (
@@ -252,7 +253,20 @@ def _opening(recording: Recording) -> Opening:
     return Opening(start, start + history // bar * bar, end)
 
 
-def open_replay(*, path: str | None, symbols: tuple[str, ...], seed: int, now_ms: int, resume: dict[str, Any] | None) -> PathMarket:
+def _begin_at(opening: Opening, start: str) -> Opening:
+    """The same span with live trading from ``start`` on. Fatal where that is not a time inside it."""
+    try:
+        start_ms = parse_utc(start)
+    except ValueError:
+        start_ms = -1
+    if not opening.start_ms <= start_ms < (opening.end_ms or 0):
+        span = f"{iso(opening.start_ms)[:16]} and {iso(opening.end_ms or 0)[:16]}"
+        raise Fatal(f"SIM_START={start!r} must be a time in UTC between {span}, where the recording lies", setting="SIM_START", value=start)
+    return replace(opening, open_ms=start_ms // MINUTE_MS * MINUTE_MS)
+
+
+def open_replay(*, path: str | None, symbols: tuple[str, ...], seed: int, now_ms: int, resume: dict[str, Any] | None,
+                start: str = "") -> PathMarket:  # fmt: skip
     """The recording at ``path``, of all its symbols or of those named. Fatal where it cannot be played."""
     recording = load_recording(path or "", symbols=symbols)
     names = symbols or tuple(recording.candles or recording.trades)
@@ -263,6 +277,8 @@ def open_replay(*, path: str | None, symbols: tuple[str, ...], seed: int, now_ms
     if resume is not None:
         check_resume(resume, identity)
     recorded = _opening(recording)
+    if start:
+        recorded = _begin_at(recorded, start)
     shift = (now_ms - recorded.open_ms) // DAY_MS * DAY_MS if resume is None else int(resume["shift_ms"])
     assert recorded.end_ms is not None
     opening = Opening(recorded.start_ms + shift, recorded.open_ms + shift, recorded.end_ms + shift)

@@ -64,7 +64,7 @@ def build(options: ExchangeOptions, source: Market | None) -> tuple[Venue, Books
         resumed_ms = kept.now_ms + (0 if kept.clean else int(UNSAVED_S * 1000 * options.speed))
         now = max(now, resumed_ms)
     if source is None:
-        source = open_market(options.market, symbols=options.symbols, seed=options.seed, path=options.path, now_ms=now,
+        source = open_market(options.market, symbols=options.symbols, seed=options.seed, path=options.path, now_ms=now, start=options.start,
                              resume=kept.market if kept is not None else None)  # fmt: skip
     if options.market == "replay":
         now = source.open_ms if kept is None else max(source.open_ms, resumed_ms)
