@@ -1,4 +1,4 @@
-"""The control door: exists only when asked for, and only for tests. Price jumps, dropped and muted streams, latency, the books."""
+"""The control door: exists only when asked for, and only for tests. Price jumps, dropped and muted streams, latency, faults, the books."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from src.exchange.faults import Kind, Rule
 from src.exchange.streams import MARKET, PRIVATE, PUBLIC, Streams
 from src.exchange.venue import Venue
 
@@ -44,6 +45,13 @@ class Control:
             case "POST", "latency":
                 self._venue.latency_ms = max(0, int(body["latency_ms"]))
                 return {"latency_ms": self._venue.latency_ms}
+            case "POST", "fault":
+                kind = Kind(str(body["kind"]))
+                self._venue.faults.add(Rule(str(body.get("door", "*")), kind, max(1, int(body.get("count", 1))), float(body.get("delay_s", 0))))
+                return {"left": self._venue.faults.left}
+            case "POST", "clear_faults":
+                self._venue.faults.clear()
+                return {}
             case "POST", "expire_listen_keys":
                 self._venue.listen_keys.age()
                 self._streams.expire_keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TEXTS: dict[int, str] = {
     -1000: "An unknown error occurred while processing the request.",
+    -1001: "Internal error; unable to process your request. Please try again.",
     -1002: "You are not authorized to execute this request.",
     -1003: "Too many requests; current limit is {0} requests per minute. Please use the websocket for live updates to avoid polling the API.",
     -1006: "An unexpected response was received from the message bus. Execution status unknown.",
@@ -114,7 +115,7 @@ AHEAD_TEXT = "Timestamp for this request was 1000ms ahead of the server's time."
 EITHER_TEXT = "Param '{0}' or '{1}' must be sent, but both were empty/null!"
 BANNED_TEXT = "Way too many requests; IP banned until {0}. Please use the websocket for live updates to avoid bans."
 
-_STATUS = {-1002: 401, -2014: 401, -2015: 401, -1003: 429, -1015: 429, -1008: 503, -1007: 408, -1099: 404}
+_STATUS = {-1002: 401, -2014: 401, -2015: 401, -1003: 429, -1015: 429, -1001: 503, -1008: 503, -1007: 408, -1099: 404}
 
 
 class ApiError(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +14,7 @@ from src.exchange import account_ops, public, trading
 from src.exchange.auth import check_time, signed_part
 from src.exchange.call import Call, Endpoint, Security
 from src.exchange.errors import ApiError
+from src.exchange.faults import UNKNOWN_TEXT, Reset, Silence, carried_out
 from src.exchange.params import Params, parse_pairs
 from src.exchange.venue import Venue
 
@@ -101,14 +102,15 @@ class Rest:
 
     async def handle(self, request: web.Request) -> web.Response:
         path, _, query = request.raw_path.partition("?")
+        door = f"{request.method} {path.removeprefix(PREFIX)}"
         endpoint = ENDPOINTS.get((request.method, path.removeprefix(PREFIX)))
         if endpoint is None:
             return web.Response(status=404, text="<html><body><h2>404 Not found</h2></body></html>", content_type="text/html")
         headers = {"x-sim-clock": self._clock_header}
-        account = -1
+        account, status, value = -1, 0, None
         try:
             body = (await request.read()).decode("utf-8", "surrogateescape")
-            account, value = await self._answer(endpoint, request.headers.get("X-MBX-APIKEY", ""), query, body)
+            account, value = await self._answer(endpoint, door, request.headers.get("X-MBX-APIKEY", ""), query=query, body=body)
             status = 200
         except ApiError as refusal:
             status, value = refusal.status, refusal.body()
@@ -116,17 +118,22 @@ class Rest:
                 headers["Retry-After"] = str(refusal.retry_after_s)
         except web.HTTPException:
             raise
+        except Silence:
+            await asyncio.Event().wait()
+        except Reset:
+            if request.transport is not None:
+                request.transport.abort()  # type: ignore[attr-defined]
         except Exception as error:  # the end of a request: the others live on
             failure(f"{request.method} {path}", error)
-            status, value = 503, {"code": -1000, "msg": "Unknown error, please check your request or try again later."}
+            status, value = 503, {"code": -1000, "msg": UNKNOWN_TEXT}
         if endpoint.weighed:
             headers["x-mbx-used-weight-1m"] = str(self._venue.limiter.used_weight(self._venue.wall_ms()))
         if endpoint.orders is not None and account >= 0:
             short, long = self._venue.limiter.order_counts(account, self._venue.wall_ms())
             headers |= {"x-mbx-order-count-10s": str(short), "x-mbx-order-count-1m": str(long)}
-        return web.Response(body=msgspec.json.encode(value), status=status, headers=headers | _JSON)
+        return web.Response(body=msgspec.json.encode(value), status=status or 503, headers=headers | _JSON)
 
-    async def _answer(self, endpoint: Endpoint, key: str, query: str, body: str) -> tuple[int, Any]:
+    async def _answer(self, endpoint: Endpoint, door: str, key: str, *, query: str, body: str) -> tuple[int, Any]:
         venue, wall = self._venue, self._venue.wall_ms()
         params = Params(parse_pairs(query, body))
         venue.limiter.weigh(endpoint.cost(params), wall, market_ms=venue.now_ms(), speed=venue.clock.speed)
@@ -141,5 +148,5 @@ class Rest:
             venue.keyring.verify(key, payload, signature)
         if endpoint.orders is not None:
             venue.limiter.count_orders(account, wall, *endpoint.orders)
-        value = endpoint.operation(Call(venue, params, account, sent, window))
-        return account, await value if inspect.isawaitable(value) else value
+        call = Call(venue, params, account, sent, window)
+        return account, await carried_out(venue.faults, door, lambda: endpoint.operation(call))

@@ -6,6 +6,7 @@ never delivers. Un-routed sockets deliver public streams alone.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 from urllib.parse import unquote
@@ -13,6 +14,7 @@ from urllib.parse import unquote
 import msgspec
 from aiohttp import web
 
+from src.exchange.faults import Kind
 from src.exchange.options import Limits
 from src.exchange.sockets import Connection, frame
 from src.exchange.state import UserEvent
@@ -241,11 +243,23 @@ class Streams:
             key = self._venue.listen_keys.key(event.account)
             if key is None:
                 continue
+            rule = self._venue.faults.take(event.name, streams=True)
+            if rule is not None and rule.kind is Kind.DROP:
+                continue
             payload = msgspec.json.encode(event.payload)
+            copies = 2 if rule is not None and rule.kind is Kind.DUPLICATE else 1
             for listener in private:
                 wanted = listener.keys.get(key, ())
                 if wanted is None or event.name in wanted:
-                    self._send_private(listener, key, payload)
+                    for _ in range(copies):
+                        if rule is not None and rule.kind is Kind.DELAY:
+                            asyncio.get_running_loop().call_later(rule.delay_s, self._send_late, listener, key, payload)
+                        else:
+                            self._send_private(listener, key, payload)
+
+    def _send_late(self, listener: Listener, key: str, payload: bytes) -> None:
+        self._send_private(listener, key, payload)
+        listener.connection.flush()
 
     def expire_keys(self) -> None:
         """Tell the listeners of keys whose hour is over; their sockets stay open."""

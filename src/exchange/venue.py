@@ -17,6 +17,7 @@ from src.exchange.auth import Keyring
 from src.exchange.candles import Days
 from src.exchange.core import NEVER, Core
 from src.exchange.digits import Wording
+from src.exchange.faults import Faults
 from src.exchange.limits import Limiter
 from src.exchange.listen_keys import ListenKeys
 from src.exchange.options import ExchangeOptions
@@ -57,6 +58,7 @@ class Venue:
         self.limiter = Limiter(options.limits, len(options.accounts))
         self.listen_keys = ListenKeys(options.limits.listen_key_life_s)
         self.latency_ms = options.latency_ms
+        self.faults = Faults()
         self._books = books
         self._audience: Audience | None = None
         self._futures: dict[int, asyncio.Future[Any]] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from src.exchange import account_ops, public, trading
 from src.exchange.auth import check_time
 from src.exchange.call import Call, Endpoint, Security
 from src.exchange.errors import ApiError
+from src.exchange.faults import UNKNOWN_TEXT, Reset, Silence, carried_out
 from src.exchange.params import Params
 from src.exchange.sockets import Connection
 from src.exchange.trading import as_text
@@ -122,15 +122,18 @@ class WsApi:
                 endpoint = METHODS.get(request.method)
                 if endpoint is None:
                     raise ApiError(-1020)
-                account, value = await self._answer(endpoint, session, request.params)
+                account, value = await self._answer(request.method, endpoint, session, request.params)
                 answer = {"status": 200, "result": value}
         except ApiError as refusal:
             answer = {"status": refusal.status, "error": refusal.body()}
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Silence):
+            return
+        except Reset:
+            connection.cut()
             return
         except Exception as error:  # the end of a request: the others live on
             failure("ws-fapi request", error)
-            answer = {"status": 503, "error": {"code": -1000, "msg": "Unknown error, please check your request or try again later."}}
+            answer = {"status": 503, "error": {"code": -1000, "msg": UNKNOWN_TEXT}}
         whole = {"id": request_id, **answer}
         if show:
             orders = endpoint is not None and endpoint.orders is not None
@@ -153,7 +156,7 @@ class WsApi:
         venue = self._venue
         venue.limiter.weigh(endpoint_weight, venue.wall_ms(), market_ms=venue.now_ms(), speed=venue.clock.speed)
 
-    async def _answer(self, endpoint: Endpoint, session: Session, raw: dict[str, Any]) -> tuple[int | None, Any]:
+    async def _answer(self, method: str, endpoint: Endpoint, session: Session, raw: dict[str, Any]) -> tuple[int | None, Any]:
         venue = self._venue
         values = {name: as_text(value) for name, value in raw.items() if value is not None}
         params = Params(values)
@@ -168,8 +171,8 @@ class WsApi:
                     self._verify(key, values)
         if endpoint.orders is not None:
             venue.limiter.count_orders(account, venue.wall_ms(), *endpoint.orders)
-        value = endpoint.operation(Call(venue, params, account, sent, window))
-        return (account if account >= 0 else None), await value if inspect.isawaitable(value) else value
+        call = Call(venue, params, account, sent, window)
+        return (account if account >= 0 else None), await carried_out(venue.faults, method, lambda: endpoint.operation(call))
 
     def _verify(self, key: str, values: dict[str, str]) -> None:
         signature = values.get("signature")
