@@ -13,7 +13,9 @@ Nothing but this module imports LightGBM, and nothing but the Brain (and the tra
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import weakref
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -76,15 +78,48 @@ class _Log:
 lightgbm.register_logger(_Log())
 
 
+class _OneRow:
+    """LightGBM's own path for a single row, without the Python around it: 2 µs instead of 20. Needs no more than its C interface, but
+    reaches for the library and the handle through names that are not promised; ``make`` gives None where they are gone."""
+
+    __slots__ = ("__weakref__", "_arguments", "_booster", "_call", "_out", "_row")
+
+    def __init__(self, library: Any, config: Any, booster: Any, columns: int) -> None:
+        self._booster = booster
+        self._row, self._out, length = np.zeros(columns), np.zeros(1), np.zeros(1, np.int64)
+        pointer = ctypes.c_void_p
+        self._call = library.LGBM_BoosterPredictForMatSingleRowFast
+        self._arguments = (config, pointer(self._row.ctypes.data), pointer(length.ctypes.data), pointer(self._out.ctypes.data), length)
+        weakref.finalize(self, library.LGBM_FastConfigFree, config)
+
+    @classmethod
+    def make(cls, booster: Any, columns: int) -> _OneRow | None:
+        library, handle = getattr(lightgbm.basic, "_LIB", None), getattr(booster, "_handle", None)
+        if library is None or handle is None or not hasattr(library, "LGBM_BoosterPredictForMatSingleRowFastInit"):
+            return None
+        config = ctypes.c_void_p()
+        normal, float64, all_trees = 0, 1, -1
+        failed = library.LGBM_BoosterPredictForMatSingleRowFastInit(
+            handle, ctypes.c_int(normal), ctypes.c_int(0), ctypes.c_int(all_trees), ctypes.c_int(float64), ctypes.c_int32(columns),
+            ctypes.c_char_p(b"num_threads=1"), ctypes.byref(config))
+        return None if failed else cls(library, config, booster, columns)
+
+    def __call__(self, row: Floats) -> float | None:
+        """LightGBM's probability, or None when it did not answer."""
+        self._row[:] = row
+        return None if self._call(*self._arguments[:4]) else float(self._out[0])
+
+
 class Student:
     """A loaded model. ``source``: ``student:`` and 8 hexadecimal digits of the model's text. Not thread-safe."""
 
-    __slots__ = ("_booster", "_knots", "card", "source")
+    __slots__ = ("_booster", "_knots", "_one_row", "card", "source")
 
     def __init__(self, booster: Any, card: Card) -> None:
         self._booster = booster
         self.card = card
         self.source = f"student:{card.model_sha256[:8]}"
+        self._one_row = _OneRow.make(booster, len(card.features))
         self._knots = (np.asarray(card.calibration.x, np.float64), np.asarray(card.calibration.y, np.float64))
 
     @classmethod
@@ -119,16 +154,21 @@ class Student:
 
     def predict(self, features: Floats) -> Floats:
         """P for each row of an (n, features) matrix, calibrated, in P_MIN .. P_MAX. NaN means not known."""
-        raw = np.asarray(self._booster.predict(features, num_threads=1), np.float64)
-        return np.clip(self._calibrate(raw), P_MIN, P_MAX)
+        if len(features) == 0:
+            return np.empty(0)
+        raw = self._one_row(features[0]) if len(features) == 1 and self._one_row is not None else None
+        if raw is None:
+            many: Floats = np.clip(self._calibrate(np.asarray(self._booster.predict(features, num_threads=1), np.float64)), P_MIN, P_MAX)
+            return many
+        return np.array([min(P_MAX, max(P_MIN, float(self._calibrate(raw))))])
 
-    def _calibrate(self, raw: Floats) -> Floats:
+    def _calibrate(self, raw: Any) -> Any:
         calibration = self.card.calibration
         if calibration.kind == "isotonic":
             return np.interp(raw, *self._knots)
         if calibration.kind == "platt":
             inside = np.clip(raw, 1e-9, 1.0 - 1e-9)
-            return np.asarray(1.0 / (1.0 + np.exp(-(calibration.a * np.log(inside / (1.0 - inside)) + calibration.b))), np.float64)
+            return 1.0 / (1.0 + np.exp(-(calibration.a * np.log(inside / (1.0 - inside)) + calibration.b)))
         return raw
 
 

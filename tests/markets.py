@@ -26,7 +26,8 @@ def random_bars(n: int, seed: int, *, interval_ms: int = MINUTE, volatility: flo
     low = np.minimum(open_, close) * (1 - np.abs(rng.normal(0.0, volatility / 3, n)))
     volume = rng.integers(1, 1_000, n).astype(float)
     prices = np.round(np.c_[open_, high, low, close], 2)
-    return np.c_[start_ms + np.arange(n) * float(interval_ms), prices, volume, np.ceil(volume / 10), np.floor(volume * rng.random(n))]
+    bars: Floats = np.c_[start_ms + np.arange(n) * float(interval_ms), prices, volume, np.ceil(volume / 10), np.floor(volume * rng.random(n))]
+    return bars
 
 
 def slots_of(rows: list[dict[str, Any]]) -> Slots:

@@ -77,6 +77,7 @@ class TwinMarket:
             self._close(i, symbol)
 
     def _close(self, i: int, symbol: Symbol) -> None:
+        candle: Candle
         if symbol.fragments:
             slots = [f[-1] for f in symbol.fragments]
             first = min(symbol.fragments, key=lambda f: (f[0], f[1], f[4]))[-1]

@@ -226,7 +226,7 @@ def test_what_a_crossing_does(name: str, rows: list[dict[str, Any]], fired: list
 def test_a_bar_with_a_candle_closed_while_gapped_arms_nothing_and_asks_for_history() -> None:
     state = state_of(1)
     seen = []
-    rows = [{"time_ms": T0, "price": 10.0}, {"kind": GAP}, {"kind": TIME, "time_ms": T0 + MINUTE}, {"kind": HEALED}]
+    rows: list[dict[str, Any]] = [{"time_ms": T0, "price": 10.0}, {"kind": GAP}, {"kind": TIME, "time_ms": T0 + MINUTE}, {"kind": HEALED}]
     run(state, slots_of(rows))
     assert state.tainted() == [0]
     run(state, slots_of([{"kind": TIME, "time_ms": T0 + SETUP_MS}]), lambda closed: seen.append(int(state.market.symbols["armable"][0])))
@@ -236,7 +236,7 @@ def test_a_bar_with_a_candle_closed_while_gapped_arms_nothing_and_asks_for_histo
 
 def test_a_gap_healed_within_its_candle_does_no_harm() -> None:
     state = state_of(1)
-    rows = [{"time_ms": T0, "price": 10.0}, {"kind": GAP}, {"time_ms": T0 + 900, "price": 8.0, "flags": 1}, {"kind": HEALED}]
+    rows: list[dict[str, Any]] = [{"time_ms": T0, "price": 10.0}, {"kind": GAP}, {"time_ms": T0 + 900, "price": 8.0, "flags": 1}, {"kind": HEALED}]
     run(state, slots_of([*rows, {"kind": TIME, "time_ms": T0 + MINUTE}]))
     assert state.tainted() == [] and state.candles(0, MINUTE)[0, 3] == 8.0 and state.statistics()["backfilled"] == 1
 

@@ -24,7 +24,7 @@ def _events(bars: Floats) -> list[tuple[object, ...]]:
 def _twin(bars: Floats) -> list[tuple[object, ...]]:
     columns = Bars(*(bars[:, k].tolist() for k in (1, 2, 3, 4)))
     twin = Twin(columns, series(bars)["atr"].tolist()).run()
-    kept = []
+    kept: list[tuple[object, ...]] = []
     for e in twin.events:
         if e.kind == "zone of sweep":
             kept[-1] = (*kept[-1][:4], e.end, *kept[-1][5:])

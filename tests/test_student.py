@@ -80,6 +80,20 @@ def test_probabilities_are_never_certain(tmp_path: Path, booster: Any) -> None:
     assert p[0] == P_MIN and p[2] == P_MAX
 
 
+CALIBRATIONS = (Calibration(), Calibration("isotonic", x=(0.1, 0.5, 0.9), y=(0.2, 0.5, 0.7)), Calibration("platt", a=0.7, b=0.2))
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS, ids=lambda c: c.kind)
+def test_one_row_says_what_many_say(tmp_path: Path, booster: Any, calibration: Calibration) -> None:
+    save(tmp_path, booster, _card(calibration=calibration))
+    student = Student.load(tmp_path, FEATURE_NAMES)
+    assert student is not None
+    rows = np.random.default_rng(3).normal(size=(50, FEATURE_COUNT))
+    rows[::3, 4] = np.nan
+    alone = np.concatenate([student.predict(rows[k : k + 1]) for k in range(50)])
+    np.testing.assert_array_equal(alone, student.predict(rows))
+
+
 def test_one_row_and_no_row_are_fine(tmp_path: Path, booster: Any) -> None:
     save(tmp_path, booster, _card())
     student = Student.load(tmp_path, FEATURE_NAMES)
