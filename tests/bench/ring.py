@@ -1,7 +1,8 @@
 """The ring: a call, slots a second across two processes, and the way from a write to its reader.
 
 Every slot is filled in all of its 128 bytes and read in all of them, and the sum of what was read is compared with what was written.
-References carry the same number of bytes. Spinning figures want a core for each side: on a shared machine their tails are the scheduler's.
+References carry the same number of bytes. Across two cores the bound is the machine's: how fast one core may store over what the other has
+read, which is a reference of its own. Spinning figures want a core for each side: on a shared machine their tails are the scheduler's.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from numba import njit
 from src import ring_buffer as rb
 from src.clock import monotonic_ns
 from src.ring_buffer import Ring
-from src.shared_memory import SharedDescriptor
+from src.shared_memory import SharedDescriptor, SharedWords
 from tests.bench import REPETITIONS, Row, ns_per_op, percentile, row
 from tests.spawned import SPAWN, spawned
 
@@ -35,6 +36,7 @@ SLOTS_COPIED = 8_000_000
 BATCH = 1_024
 MESSAGES = 60_000
 ZMQ_BATCH = 64
+TURNS = 101
 ROUNDS = 4_000
 SPINNING_ROUNDS = 200_000
 PAUSE_S = 0.0002
@@ -134,16 +136,31 @@ def expected_sums(slots: int) -> list[int]:
 
 
 def throughput() -> Iterator[Row]:
-    in_place = _median(lambda: _slots_in_place(SLOTS))
-    copied = _median(lambda: _slots_copied(SLOTS_COPIED))
+    """Processes are left where the scheduler puts them, but for one case in which both take turns on one core."""
+    cases = {
+        "two processes, kernels in place": _median(lambda: _slots_in_place(SLOTS)),
+        "two processes on one core, kernels in place": _on_one_core(lambda: _median(lambda: _slots_in_place(SLOTS))),
+        "two processes, write_slots to read_new": _median(lambda: _slots_copied(SLOTS_COPIED)),
+    }
     references = {
+        "bare stores over what another core has read": _bare_stores(),
         "multiprocessing.Queue": _median(lambda: _queue(MESSAGES), 3),
         "zmq ipc": _median(lambda: _zmq(MESSAGES * 5, 1), 3),
         f"zmq ipc, {ZMQ_BATCH} a message": _median(lambda: _zmq(MESSAGES * 5, ZMQ_BATCH), 3),
     }
-    for case, value in (("two processes, kernels in place", in_place), ("two processes, write_slots to read_new", copied)):
+    for case, value in cases.items():
         for reference, figure in references.items():
             yield row("ring", case, "slots_per_s", value, reference=reference, reference_value=figure)
+
+
+def _on_one_core(measure: Callable[[], float]) -> float:
+    """Children inherit the core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        return measure()
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def _median(measure: Callable[[], float], repetitions: int = REPETITIONS) -> float:
@@ -220,6 +237,43 @@ def _across(produce: Callable[..., None], consume: Callable[[Ring, Any], None], 
     for shared in (ring, ready, go):
         shared.close()
     return total / seconds
+
+
+@njit
+def _overwrite(words: Any, first: int, plus: int) -> None:
+    for at in range(first, len(words)):
+        words[at] = np.uint64(at + plus)
+
+
+def _overwrite_in_turns(words: SharedWords, ready: SharedDescriptor, go: SharedDescriptor) -> None:
+    """On the last core; word 0 gets the nanoseconds of each turn."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    _overwrite(words.words, len(words.words), 0)
+    for turn in range(TURNS):
+        os.eventfd_read(go.fd)
+        start = monotonic_ns()
+        _overwrite(words.words, rb.SLOT_WORDS, turn)
+        words.words[0] = monotonic_ns() - start
+        os.eventfd_write(ready.fd, 1)
+
+
+def _bare_stores() -> float:
+    """What the machine allows without any ring: a process stores over a ring's worth of memory that one on another core has just read.
+    Slots a second of the storing alone: every cache line must change its owner."""
+    words = SharedWords.create("aegis-bench", (rb.SLOTS_DEFAULT + 1) * rb.SLOT_WORDS)
+    ready, go = (SharedDescriptor(os.eventfd(0)) for _ in range(2))
+    figures, cores = [], os.sched_getaffinity(0)
+    with spawned(_overwrite_in_turns, words, ready, go):
+        os.sched_setaffinity(0, {min(cores)})
+        for _ in range(TURNS):
+            words.words.sum()
+            os.eventfd_write(go.fd, 1)
+            os.eventfd_read(ready.fd)
+            figures.append(rb.SLOTS_DEFAULT / int(words.words[0]) * 1e9)
+        os.sched_setaffinity(0, cores)
+    for shared in (words, ready, go):
+        shared.close()
+    return statistics.median(figures)
 
 
 def _put_all(queue: Any, messages: int) -> None:
@@ -376,7 +430,7 @@ _clock_gettime.argtypes = [ctypes.c_int, ctypes.c_void_p]
 def _now(stamp: Any) -> int:
     """CLOCK_MONOTONIC in nanoseconds, from within a kernel."""
     _clock_gettime(1, stamp.ctypes)
-    return stamp[0] * 1_000_000_000 + stamp[1]
+    return int(stamp[0] * 1_000_000_000 + stamp[1])
 
 
 @njit
