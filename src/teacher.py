@@ -31,8 +31,9 @@ Setups = npt.NDArray[np.void]
 Symbols = npt.NDArray[np.int64]
 
 COST_SHARE_MAX = 0.20
-BUFFER_ATR, REACH_ATR, WIDE_ATR, TWIN_ATR = 0.15, 3.0, 4.0, 0.25
-"""In ATR: stop beyond the zone; how far an entry may be from the close; the widest stop; entries nearer than this are one idea."""
+BUFFER_ATR, REACH_ATR, TIGHT_ATR, WIDE_ATR, TWIN_ATR = 0.15, 3.0, 0.5, 4.0, 0.25
+"""In ATR: stop beyond the zone; how far an entry may be from the close; the tightest and the widest stop; entries nearer than this are one
+idea."""
 LIMIT_BARS = 24
 """Setup bars until a position is closed by time."""
 CONFIDENCE_MIN = 0.55
@@ -53,10 +54,10 @@ WEIGHTS = np.array([weight for _, weight, _ in RULES])
 PART_NAMES = tuple(name for name, _, _ in RULES)
 assert len(RULES) <= PARTS_MAX and abs(WEIGHTS.sum() - 1.0) < 1e-9, "the weights of the rule book add up to 1"
 
-REFUSALS = ("gapped", "warming", "passed", "far", "touched", "wide", "costs", "twin")
+REFUSALS = ("gapped", "warming", "passed", "far", "touched", "tight", "wide", "costs", "twin")
 """Why a zone proposed nothing: history has a hole; too little history; price is already beyond the entry; the entry is out of reach; the
-open bar has been there; the stop is too wide; costs; a better setup of the same side lies next to it."""
-_GAPPED, _WARMING, _PASSED, _FAR, _TOUCHED, _WIDE, _COSTS, _TWIN, _NONE = range(9)
+open bar has been there; the stop lies within the noise of a bar; the stop is too wide; costs; a better setup of the same side lies next to it."""
+_GAPPED, _WARMING, _PASSED, _FAR, _TOUCHED, _TIGHT, _WIDE, _COSTS, _TWIN, _NONE = range(10)
 _ID_SYMBOL, _ID_ZONE = 5, 21
 """An id is known second << 21 | symbol << 5 | zone place: the same after a restart, unique as long as a zone lives."""
 
@@ -107,6 +108,8 @@ def refuse_zone(setup: Row, candle: Row, open_bar: Row) -> Int:
     for bar in (candle, open_bar):
         if bar.parts > 0 and side * ((bar.low if side > 0 else bar.high) - setup.entry) <= 0.0:
             return _TOUCHED
+    if risk < TIGHT_ATR * setup.atr:
+        return _TIGHT
     if risk > WIDE_ATR * setup.atr:
         return _WIDE
     if not setup.cost_share <= COST_SHARE_MAX:
@@ -193,9 +196,16 @@ class Strategy(Protocol):
 
 
 class Judge(Protocol):
-    """Who turns features into the probability that the target comes before the stop."""
+    """Who turns features into the probability that the target comes before the stop. ``promoted``: it passed its trials; ``may_trade_live``:
+    and its out-of-sample net expectation is positive."""
 
     source: str
+
+    @property
+    def promoted(self) -> bool: ...
+
+    @property
+    def may_trade_live(self) -> bool: ...
 
     def predict(self, features: Floats) -> Floats: ...
 

@@ -13,13 +13,14 @@ from src.ring_buffer import GAP, QUOTE
 from src.setups import ARMED, ARMED_MAX
 from src.smc import BLOCK, FVG, SWEEP
 from src.teacher import (
-    BUFFER_ATR,
     CONFIDENCE_MIN,
     COST_SHARE_MAX,
     PART_NAMES,
     REACH_ATR,
     RULES,
+    TIGHT_ATR,
     WEIGHTS,
+    WIDE_ATR,
     Teacher,
     arm,
     round_trip,
@@ -52,7 +53,8 @@ def test_a_setup_waits_on_the_right_side_with_its_stop_and_target(market: tuple[
     _, _, armed, _ = market
     side, risk = armed["side"], armed["side"] * (armed["entry"] - armed["stop"])
     assert set(armed["kind"].tolist()) == {int(BLOCK), int(FVG), int(SWEEP)} and set(side.tolist()) == {1, -1}
-    assert (side * (armed["price"] - armed["entry"]) > 0).all() and (risk >= BUFFER_ATR * armed["atr"] * 0.999).all()
+    assert (side * (armed["price"] - armed["entry"]) > 0).all()
+    assert (risk >= TIGHT_ATR * armed["atr"]).all() and (risk <= WIDE_ATR * armed["atr"]).all()
     np.testing.assert_allclose(armed["target"], armed["entry"] + side * risk, rtol=1e-12)
     assert (armed["side"] * (armed["price"] - armed["entry"]) <= REACH_ATR * armed["atr"]).all()
     assert (armed["expires_ms"] - armed["armed_ms"] == 300_000).all() and (armed["limit_ms"] == 24 * 300_000).all()
