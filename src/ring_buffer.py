@@ -450,9 +450,13 @@ class Ring:
         self.__init__(*state)  # type: ignore[misc]
 
     def close(self) -> None:
-        """Twice is harmless. The memory goes with the last process, and here with the last view taken of ``words`` or ``floats``."""
-        self.words = np.empty(0, np.uint64)
-        self.floats = np.empty(0, np.float64)
+        """Twice is harmless. The memory goes with the last process, and here with the last view taken of ``words`` or ``floats``.
+
+        What is left is a ring of no slots: always empty, always full, nothing to reach beyond.
+        """
+        self.words = np.zeros(CONTROL_WORDS, np.uint64)
+        self.floats = self.words.view(np.float64)
+        self.capacity = 0
         self.wake_fd = -1
         self._memory.close()
         self._event.close()

@@ -111,6 +111,11 @@ def test_both_forms_of_write_candle_agree(ring):
     assert short == full
 
 
+def test_a_flow_that_a_slot_does_not_carry_is_our_bug(ring):
+    with pytest.raises(AssertionError, match="taker_volume"):
+        ring.write_candle(3, *CANDLE, taker_volume=1.0)
+
+
 def test_whole_numbers_are_prices_too(ring):
     ring.write_candle(3, 60_000, 1, 2, 3, 4, 5)
     slot = ring.read_new()[0]
@@ -590,6 +595,15 @@ def test_closing_unmaps_and_twice_is_harmless(ring):
     ring.close()
     ring.close()
     assert mappings("aegis-ring") == before - 1
+
+
+def test_a_closed_ring_is_empty_and_full(ring):
+    ring.write_slots(numbered(0, 3))
+    ring.close()
+    assert not ring.write_candle(1, *CANDLE)
+    assert ring.write_slots(numbered(0, 3)) == 0
+    assert ring.free_count() == ring.pending_count() == len(ring.read_new()) == 0
+    assert _fill(ring.words, ring.floats, 0, 3) == (0, False)
 
 
 def test_a_ring_is_handed_to_children_only(ring):
