@@ -24,8 +24,7 @@ from src.journal import Journal
 from src.market_state import Batch, MarketState
 from src.models import Quote, Side, Signal
 from src.ring_buffer import Ring
-from src.student import Student
-from src.teacher import PART_NAMES, Strategy, arm, round_trip
+from src.teacher import PART_NAMES, Judge, Strategy, arm, round_trip
 
 BATCHES_MAX = 64
 """After so many batches in one go other work of the loop has its turn."""
@@ -39,7 +38,7 @@ class Decider:
     min_confidence: float
     fee: float
     slippage: float
-    student: Student | None = None
+    student: Judge | None = None
 
     @property
     def source(self) -> str:

@@ -21,7 +21,6 @@ from src.bus import EventBus
 from src.clock import Clock, monotonic_ns
 from src.config import Endpoints, Settings
 from src.error_handler import AegisError, Fatal, Retryable, catch_and_log, lifecycle, warn
-from src.features import FEATURE_NAMES
 from src.gateway import Gateway
 from src.journal import Journal
 from src.life import Life
@@ -32,8 +31,7 @@ from src.preparation import context_interval_ms, keep_history, keep_prepared
 from src.recovery import reconcile, recover
 from src.ring_buffer import Ring
 from src.risk import Limit, Limits
-from src.student import Student
-from src.teacher import Teacher, warm_up
+from src.teacher import Judge, Teacher, warm_up
 from src.trade import Desk, Trade
 from src.venue.budget import shared_governor, show_use
 from src.venue.errors import CLOCK_SKEW, code_of
@@ -64,6 +62,7 @@ class Given:
     clock: Clock
     control: Connection
     keys: tuple[str, str]
+    load_student: Callable[[str], Judge | None]
 
 
 def limit_of(s: Settings) -> Limit:
@@ -118,15 +117,15 @@ def _make_brain(life: Life, given: Given, journal: Journal, bus: EventBus, symbo
     market = MarketState(
         tuple(r.symbol for r in symbols), np.array([float(r.step) for r in symbols]), candle_ms=s.candle_ms, setup_ms=s.setup_ms,
         context_ms=context_interval_ms(s.setup_ms), atr_period=s.atr_period, rsi_period=s.rsi_period)  # fmt: skip
-    student = _student(s, journal)
+    student = _student(s, given, journal)
     decider = Decider(Teacher(), float(s.min_confidence), float(FEE_FALLBACK[1]), SLIPPAGE, student)
     return Brain(given.ring, market, decider, bus, life.block, given.clock, journal)
 
 
-def _student(s: Settings, journal: Journal) -> Student | None:
+def _student(s: Settings, given: Given, journal: Journal) -> Judge | None:
     """A promoted model decides once the teacher has closed TEACHER_THRESHOLD trades; a model that does not fit is named and left."""
     try:
-        student = Student.load(s.models_dir, FEATURE_NAMES)
+        student = given.load_student(s.models_dir)
     except AegisError as error:
         warn(f"the model in {s.models_dir} is not used: {error}")
         return None

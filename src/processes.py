@@ -98,9 +98,18 @@ def brain(name: str, pipe: Connection, settings: Settings, counters: Counters, r
     async def main(life: Life) -> None:
         from src.brain_process import Given, run_brain
 
-        await run_brain(life, Given(ring, urls, clock, control, credentials(settings)), _progress(life))
+        await run_brain(life, Given(ring, urls, clock, control, credentials(settings), _load_student), _progress(life))
 
     live(name, pipe, settings, counters, main)
+
+
+def _load_student(models_dir: str) -> Any:
+    """The trained model, and LightGBM with it, only where there is one."""
+    if not any((Path(models_dir) / name).exists() for name in ("model.txt", "model.json")):
+        return None
+    from src.student import Student
+
+    return Student.load(models_dir)
 
 
 def orchestrator(name: str, pipe: Connection, settings: Settings, counters: Counters, urls: Endpoints, clock: Clock,
