@@ -74,13 +74,13 @@ from src.ring_buffer import (
 from src.setups import (
     ARMED,
     CROSSING_DTYPE,
-    EMPTY,
     ENTERED,
     FIRED_DTYPE,
     FIRED_MAX,
     OUTCOME_DTYPE,
     OUTCOMES_MAX,
     cross_levels,
+    in_order,
     place_setups,
 )
 from src.smc import LEG_BARS_MAX, PIVOT_LEFT, PIVOT_RIGHT
@@ -338,16 +338,21 @@ class MarketState:
 
     def place(self, proposals: npt.NDArray[np.void], closed: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
         """Arm ``proposals`` (SETUP_DTYPE with ``confidence`` set) for the symbols whose setup bar just closed, in the place of all that
-        was armed for them. Returns the armed rows; what becomes of the others, ``place_setups`` says."""
+        was armed for them. Returns copies of the armed rows; what becomes of the others, ``place_setups`` says."""
+        rows = np.ascontiguousarray(proposals)
+        rows = rows if in_order(rows, closed) else self._sorted(rows, closed)
+        place_setups(self.market, rows, closed)
+        armed: npt.NDArray[np.void] = rows[rows["state"] == ARMED]
+        return armed
+
+    def _sorted(self, proposals: npt.NDArray[np.void], closed: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+        """Somebody's proposals in the order of ``closed``, as a contiguous copy."""
         rank = np.full(len(self.symbols), -1, np.int64)
         rank[closed] = np.arange(len(closed))
         order = rank[proposals["symbol"]]
         assert order.min(initial=0) >= 0, "a proposal for a symbol whose bar did not close"
-        rows = proposals[np.argsort(order, kind="stable")] if np.any(np.diff(order) < 0) else proposals.copy()
-        rows["state"] = EMPTY
-        place_setups(self.market, rows, closed)
-        armed: npt.NDArray[np.void] = rows[rows["state"] == ARMED]
-        return armed
+        rows: npt.NDArray[np.void] = proposals[np.argsort(order, kind="stable")]
+        return rows
 
     def seed(self, i: Int, klines_setup: Floats, klines_base: Floats, klines_context: Floats | None = None, *,
              until_ms: int | None = None) -> None:

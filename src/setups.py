@@ -148,6 +148,16 @@ def cross_levels(m: Market, i: Int, slot: Row) -> None:
 
 
 @kernel
+def in_order(proposals: Records, closed: Any) -> bool:
+    """Whether the proposals are grouped by symbol in the order of ``closed``."""
+    n = 0
+    for p in range(len(proposals)):
+        while n < len(closed) and proposals[p].symbol != closed[n]:
+            n += 1
+    return bool(n < len(closed) or len(proposals) == 0)
+
+
+@kernel
 def place_setups(m: Market, proposals: Any, closed: Any) -> Int:
     """Withdraw what was armed for the ``closed`` symbols and arm ``proposals`` instead (SETUP_DTYPE, in the order of ``closed``).
 
@@ -159,6 +169,7 @@ def place_setups(m: Market, proposals: Any, closed: Any) -> Int:
     for n in range(len(closed)):
         setups, first = m.setups[closed[n]], last
         while last < len(proposals) and proposals[last].symbol == closed[n]:
+            proposals[last].state = EMPTY
             last += 1
         for k in range(SETUPS_MAX):
             setup = setups[k]
