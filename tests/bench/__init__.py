@@ -14,6 +14,7 @@ from src.clock import monotonic_ns
 
 Row = dict[str, Any]
 REPETITIONS = 7
+SHORT_REPETITIONS = 41
 
 
 def row(bench: str, case: str, metric: str, value: float, *, reference: str = "", reference_value: float | None = None) -> Row:
@@ -22,10 +23,15 @@ def row(bench: str, case: str, metric: str, value: float, *, reference: str = ""
             "reference": reference, "reference_value": None if reference_value is None else _rounded(reference_value)}
 
 
-def ns_per_op(operation: Callable[[], None], operations: int, *, before: Callable[[], None] = lambda: None) -> float:
-    """Median over repetitions of one call's nanoseconds divided by ``operations``. ``before`` is not timed; a first round warms up."""
+def ns_per_op(operation: Callable[[], None], operations: int, *, before: Callable[[], None] = lambda: None,
+              repetitions: int = REPETITIONS) -> float:
+    """Median over repetitions of one call's nanoseconds divided by ``operations``. ``before`` is not timed; a first round warms up.
+
+    With ``repetitions=SHORT_REPETITIONS`` for what takes less than a millisecond: most of those run between two turns of the scheduler,
+    and the median is the operation's own time on a busy machine too.
+    """
     figures = []
-    for _ in range(REPETITIONS + 1):
+    for _ in range(repetitions + 1):
         before()
         start = monotonic_ns()
         operation()

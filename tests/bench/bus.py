@@ -14,11 +14,11 @@ from typing import Any
 import zmq
 
 from src.bus import EventBus, Handler, Topic
-from tests.bench import Row, ns_per_op, row
+from tests.bench import SHORT_REPETITIONS, Row, ns_per_op, row
 from tests.spawned import SPAWN
 
-EVENTS = 50_000
-EVENTS_SLOW = 5_000
+EVENTS = 2_000
+EVENTS_SLOW = 200
 PAYLOAD = bytes(128)
 
 
@@ -58,7 +58,7 @@ def _publish(handlers: int) -> float:
         for _ in range(EVENTS):
             bus.publish(Topic.CANDLE_CLOSED, PAYLOAD)
 
-    return ns_per_op(publish, EVENTS)
+    return ns_per_op(publish, EVENTS, repetitions=SHORT_REPETITIONS)
 
 
 def _call() -> float:
@@ -66,7 +66,7 @@ def _call() -> float:
         for _ in range(EVENTS):
             _nothing(PAYLOAD)
 
-    return ns_per_op(call, EVENTS)
+    return ns_per_op(call, EVENTS, repetitions=SHORT_REPETITIONS)
 
 
 async def _asyncio_queue() -> float:
@@ -77,7 +77,7 @@ async def _asyncio_queue() -> float:
             queue.put_nowait(PAYLOAD)
             queue.get_nowait()
 
-    return ns_per_op(put_and_get, EVENTS)
+    return ns_per_op(put_and_get, EVENTS, repetitions=SHORT_REPETITIONS)
 
 
 def _simple_queue() -> float:
@@ -88,7 +88,7 @@ def _simple_queue() -> float:
             queue.put(PAYLOAD)
             queue.get()
 
-    return ns_per_op(put_and_get, EVENTS)
+    return ns_per_op(put_and_get, EVENTS, repetitions=SHORT_REPETITIONS)
 
 
 def _zmq_inproc() -> float:
@@ -101,7 +101,7 @@ def _zmq_inproc() -> float:
                 push.send(PAYLOAD)
                 pull.recv()
 
-        return ns_per_op(send_and_receive, EVENTS_SLOW)
+        return ns_per_op(send_and_receive, EVENTS_SLOW, repetitions=SHORT_REPETITIONS)
 
 
 def _process_queue() -> float:
@@ -112,7 +112,7 @@ def _process_queue() -> float:
             queue.put(PAYLOAD)
             queue.get()
 
-    figure = ns_per_op(put_and_get, EVENTS_SLOW)
+    figure = ns_per_op(put_and_get, EVENTS_SLOW, repetitions=SHORT_REPETITIONS)
     queue.close()
     queue.join_thread()
     return figure

@@ -27,10 +27,10 @@ from src import ring_buffer as rb
 from src.clock import monotonic_ns
 from src.ring_buffer import Ring
 from src.shared_memory import SharedDescriptor, SharedWords
-from tests.bench import REPETITIONS, Row, ns_per_op, percentile, row
+from tests.bench import REPETITIONS, SHORT_REPETITIONS, Row, ns_per_op, percentile, row
 from tests.spawned import SPAWN, spawned
 
-CALLS = 15_000
+CALLS = 1_500
 SLOTS = 40_000_000
 SLOTS_COPIED = 8_000_000
 BATCH = 1_024
@@ -68,9 +68,9 @@ def calls() -> Iterator[Row]:
         for _ in range(CALLS):
             struct.pack_into("<6d", buffer, 0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 
-    reference = ns_per_op(pack, CALLS)
+    reference = ns_per_op(pack, CALLS, repetitions=SHORT_REPETITIONS)
     for case, operation in (("write_candle", write), ("write_candle with flow", write_flow)):
-        value = ns_per_op(operation, CALLS, before=lambda: _empty(ring))
+        value = ns_per_op(operation, CALLS, before=lambda: _empty(ring), repetitions=SHORT_REPETITIONS)
         yield row("ring", case, "ns_per_op", value, reference="struct.pack_into", reference_value=reference)
     ring.close()
 
