@@ -300,7 +300,7 @@ def _take_trade(table: Table, staged: Staged, row: int, received_ns: int) -> Non
         return
     if not filled:
         _note_hole(table, sym, identity, received_ns)
-        symbol.last_id, symbol.trade_ms = identity, time_ms
+        symbol.last_id, symbol.trade_ms = identity, max(symbol.trade_ms, time_ms)
         tally.late += time_ms < tally.time_ms
     tally.trades += 1
     _write_trade(table, staged, row, steps, received_ns)

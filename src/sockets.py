@@ -24,7 +24,7 @@ from picows import WSError, WSFrame, WSListener, WSMsgType, WSTransport, ws_conn
 
 from src.clock import monotonic_ns, unseeded
 from src.conflate import MARK_ROW, QUOTE_ROW, ROW_BYTES, ROWS_MAX, TRADE_ROW, Staged, staging
-from src.error_handler import info, warn
+from src.error_handler import failure, info, warn
 from src.venue.messages import AggTrade, MarkPrice, decode_market, decode_public
 
 FRAME_BYTES_MAX = 16 * 1024 * 1024
@@ -347,6 +347,17 @@ class PublicLink(Link):
         self.stage(QUOTE_ROW, row, data, received_ns)
 
 
+async def _why_ended(link: Link) -> None:
+    """Say why a connection ended, where that was no wish of ours. An error of our own is logged and survived: no data can be lost by it."""
+    try:
+        if link.transport is not None:
+            await link.transport.wait_disconnected()
+    except (WSError, OSError) as error:
+        info("market stream broke", reason=f"{type(error).__name__} {error}")
+    except Exception as error:
+        failure("a market stream was dropped by a fault of ours", error)
+
+
 # --- a set of streams that always wants a link -----------------------------------------------------------------------------------------
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +419,7 @@ class Shard:
                 self._sink.subscribed(self)
                 await self._stay()
             self.on(SocketEvent.LOST)
+            await _why_ended(link)
             if link.transport is not None:
                 self._sink.cut(self)
             lived_ns = link.last_frame_ns - link.opened_ns
@@ -423,7 +435,7 @@ class Shard:
         try:
             async with asyncio.timeout(patience_s + len(self.stream) / SUBSCRIBE_NAMES * SUBSCRIBE_EVERY_S):
                 await ws_connect(lambda: link, self._streams.url, websocket_handshake_timeout=patience_s, enable_auto_pong=False,
-                                 max_frame_size=FRAME_BYTES_MAX, read_buffer_init_size=READ_BUFFER_BYTES)
+                                 max_frame_size=FRAME_BYTES_MAX, read_buffer_init_size=READ_BUFFER_BYTES, max_redirects=0)
                 if not hold:
                     self.link = link
                     self.on(SocketEvent.OPENED)
@@ -472,6 +484,7 @@ class Shard:
         finally:
             if self.link is not fresh:
                 fresh.hang_up()
+        await _why_ended(old)
         fresh.admit()
         info("socket renewed", route=self.route.value, streams=len(self.stream))
         return True

@@ -1,0 +1,231 @@
+"""The state table of a socket, and frames in every shape a server may send them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from picows import WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
+
+from src.conflate import Staged, mark_key, quote_key, trade_key
+from src.sockets import NEXT, Patience, Route, Shard, SocketEvent, SocketState, Streams, next_state
+
+DEADLINE_S = 10.0
+QUICK = Patience(connect_s=2.0, overlap_s=0.05, backoff_s=(0.01, 0.05))
+TRADE = {"e": "aggTrade", "E": 5, "s": "BTCUSDT", "a": 1, "p": "100.5", "q": "0.25", "f": 1, "l": 2, "T": 4, "m": True}
+QUOTE = {"e": "bookTicker", "u": 1, "s": "BTCUSDT", "b": "1", "B": "2", "a": "3", "A": "4", "T": 4, "E": 5}
+MARK = {"e": "markPriceUpdate", "E": 5, "s": "BTCUSDT", "p": "1", "i": "2", "P": "1", "r": "0.01", "T": 9}
+
+
+# --- the table -------------------------------------------------------------------------------------------------------------------------
+
+def test_every_state_can_be_reached_and_left() -> None:
+    reached = {SocketState.IDLE}
+    for _ in SocketState:
+        reached |= {to for (state, _), to in NEXT.items() if state in reached}
+    assert reached == set(SocketState)
+    for state in SocketState:
+        assert any(to is not state for (at, _), to in NEXT.items() if at is state)
+
+
+def test_whatever_was_opened_can_be_lost_at_any_time() -> None:
+    for state in set(SocketState) - {SocketState.IDLE}:
+        assert next_state(state, SocketEvent.LOST) is SocketState.IDLE
+
+
+@given(st.lists(st.sampled_from(SocketEvent)))
+def test_no_order_of_events_breaks_the_door(events: list[SocketEvent]) -> None:
+    shard = Shard(Sink(), streams(Route.MARKET, "ws://nowhere"), QUICK)
+    for event in events:
+        before = shard.state
+        shard.on(event)
+        assert shard.state is (next_state(before, event) or before)
+        assert shard.flowing == (shard.state in (SocketState.LIVE, SocketState.GAPPED))
+
+
+# --- frames ----------------------------------------------------------------------------------------------------------------------------
+
+class Sink:
+    """Keeps what a link delivers: rows as whole numbers and floats, rubbish by kind."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.flushes: list[list[tuple[list[int], list[float]]]] = []
+        self.rubbish: Counter[str] = Counter()
+        self.cuts = 0
+        self.ready = asyncio.Event()
+        self.news = asyncio.Event()
+
+    @property
+    def rows(self) -> list[tuple[list[int], list[float]]]:
+        return [row for flush in self.flushes for row in flush]
+
+    def flush(self, shard: Shard, staged: Staged, rows: int, received_ns: int, last: Any) -> None:
+        self.frames += rows
+        self.flushes.append([(staged.ints[i].tolist(), staged.floats[i].tolist()) for i in range(rows)])
+        self.news.set()
+
+    def bad(self, error: Exception, size: int) -> None:
+        self.rubbish[type(error).__name__] += 1
+        self.news.set()
+
+    def subscribed(self, shard: Shard) -> None:
+        self.ready.set()
+        self.news.set()
+
+    def cut(self, shard: Shard) -> None:
+        self.cuts += 1
+        self.news.set()
+
+    async def until(self, condition: Any) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
+
+
+def streams(route: Route, url: str) -> Streams:
+    name, key = ("btcusdt@aggTrade", trade_key(0)) if route is Route.MARKET else ("btcusdt@bookTicker", quote_key(0))
+    return Streams(route, url, {name: 0}, (), {"BTCUSDT": key}, {"BTCUSDT": mark_key(0)})
+
+
+class Server(WSListener):  # type: ignore[misc]
+    """Acknowledges what it is asked, and writes raw bytes when told to."""
+
+    def __init__(self, seen: list[Server]) -> None:
+        self.transport: WSTransport | None = None
+        self.pongs: list[bytes] = []
+        seen.append(self)
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self.transport = transport
+
+    def on_ws_frame(self, transport: WSTransport, frame: Any) -> None:
+        if frame.msg_type == WSMsgType.PONG:
+            self.pongs.append(frame.get_payload_as_bytes())
+        elif frame.msg_type == WSMsgType.TEXT:
+            request = json.loads(frame.get_payload_as_bytes())
+            transport.send(WSMsgType.TEXT, json.dumps({"result": None, "id": request["id"]}).encode())
+
+    def write(self, *frames: bytes) -> None:
+        assert self.transport is not None
+        self.transport.underlying_transport.write(b"".join(frames))
+
+
+def frame(payload: Any, opcode: int = 1, fin: bool = True) -> bytes:
+    data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    first, size = opcode | (0x80 if fin else 0), len(data)
+    if size < 126:
+        return struct.pack("!BB", first, size) + data
+    return (struct.pack("!BBH", first, 126, size) if size < 65536 else struct.pack("!BBQ", first, 127, size)) + data
+
+
+@asynccontextmanager
+async def link(route: Route = Route.MARKET) -> AsyncIterator[tuple[Server, Sink, list[Server]]]:
+    seen: list[Server] = []
+
+    def connected(request: WSUpgradeRequest) -> Server:
+        return Server(seen)
+
+    listening = await ws_create_server(connected, "127.0.0.1", 0)
+    sink = Sink()
+    shard = Shard(sink, streams(route, f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream"), QUICK)
+    task = asyncio.create_task(shard.run())
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await sink.ready.wait()
+        yield seen[0], sink, seen
+        assert not task.done(), "nothing a server sends may end a shard"
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        if shard.link is not None:
+            shard.link.hang_up()
+        listening.close()
+
+
+async def test_frames_of_one_read_are_one_flush() -> None:
+    async with link() as (server, sink, _):
+        server.write(*(frame({"stream": "x", "data": TRADE | {"a": n}}) for n in (1, 2, 3)))
+        await sink.until(lambda: sink.flushes)
+        assert [[ints[5] for ints, _ in flush] for flush in sink.flushes] == [[1, 2, 3]]
+        ints, floats = sink.rows[0]
+        assert (ints[0], ints[1], floats[2], floats[3], ints[4:]) == (trade_key(0), 4, 100.5, 0.25, [1, 1, 1, 2])
+
+
+async def test_a_ping_behind_the_frames_of_a_read_does_not_hold_them_back() -> None:
+    async with link() as (server, sink, _):
+        server.write(frame({"data": TRADE}), frame(b"12345", opcode=9))
+        await sink.until(lambda: sink.rows)
+        server.write(frame({"data": TRADE}), frame(b"{}", opcode=9))
+        await sink.until(lambda: len(sink.rows) == 2)
+        assert not sink.rubbish
+
+
+async def test_a_message_in_fragments_with_a_ping_between_them_is_whole() -> None:
+    whole = json.dumps({"data": TRADE}).encode()
+    async with link() as (server, sink, _):
+        server.write(frame(whole[:10], fin=False), frame(b"", opcode=9), frame(whole[10:30], opcode=0, fin=False),
+                     frame(whole[30:], opcode=0), frame({"data": TRADE | {"a": 2}}))
+        await sink.until(lambda: len(sink.rows) == 2)
+        assert [ints[5] for ints, _ in sink.rows] == [1, 2]
+        assert not sink.rubbish
+
+
+async def test_a_frame_larger_than_the_buffer_comes_whole() -> None:
+    many = [MARK | {"s": f"STRANGER{n}USDT"} for n in range(5000)]
+    async with link() as (server, sink, _):
+        server.write(frame({"stream": "!markPrice@arr@1s", "data": [*many, MARK]}))
+        await sink.until(lambda: sink.rows)
+        assert sink.rows[0][0][0] == mark_key(0) and len(sink.rows) == 1
+        assert sink.frames == 1, "one frame, however many marks"
+
+
+async def test_one_rubbish_mark_spoils_only_itself() -> None:
+    async with link() as (server, sink, _):
+        server.write(frame({"data": [MARK | {"p": "x"}, MARK, MARK | {"r": ""}, MARK | {"p": "1e999999"}]}))
+        await sink.until(lambda: sink.rows)
+        assert [floats[4] for _, floats in sink.rows[:2]] == [0.01, 0.0]
+        assert sink.rubbish == {"ValueError": 1}
+
+
+async def test_quotes_are_staged_on_the_public_route() -> None:
+    async with link(Route.PUBLIC) as (server, sink, _):
+        server.write(frame({"data": QUOTE}), frame({"data": TRADE}))
+        await sink.until(lambda: sink.rubbish)
+        ((ints, floats),) = sink.rows
+        assert (ints[:2], floats[2:6]) == ([quote_key(0), 4], [1, 3, 2, 4])
+
+
+@pytest.mark.parametrize("bytes_sent", [
+    frame(b"\xff\xfe\x00", opcode=2), frame(b"{", opcode=1), frame(b"late", opcode=0), frame({"data": TRADE | {"p": None}}),
+    frame({"data": TRADE | {"s": "NOBODYUSDT"}}), frame({"data": TRADE | {"T": 2**80}}), frame({"data": TRADE | {"p": "0x10"}}),
+])
+async def test_rubbish_is_reported_and_the_next_frame_is_taken(bytes_sent: bytes) -> None:
+    async with link() as (server, sink, seen):
+        server.write(bytes_sent, frame({"data": TRADE}))
+        await sink.until(lambda: sink.rows)
+        assert sink.rubbish.total() == 1 and len(seen) == 1
+
+
+@pytest.mark.parametrize("bytes_sent", [
+    frame(b"\x03\xe8", opcode=8), frame(b"", opcode=8), b"\xff\xff\xff\xff\xff\xff\xff\xff", frame({"code": 2, "msg": "too many"}),
+    struct.pack("!BBQ", 0x81, 127, 1 << 40)])
+async def test_a_link_that_is_closed_or_broken_is_dialled_again_and_nothing_staged_is_lost(bytes_sent: bytes) -> None:
+    async with link() as (server, sink, seen):
+        server.write(frame({"data": TRADE}))
+        await sink.until(lambda: sink.rows)
+        server.write(bytes_sent)
+        if b"too many" in bytes_sent:
+            server.transport.disconnect()  # an error after the subscription is only noted
+        await sink.until(lambda: len(seen) == 2 and sink.cuts == 1)
+        assert len(sink.rows) == 1
