@@ -116,6 +116,11 @@ class Brain:
         if len(batch.closed):
             self._arm(batch.closed)
 
+    def arm(self, symbols: list[int]) -> None:
+        """After history was read: arm what the last close of these symbols would have armed, so that a restart waits for no bar."""
+        if symbols:
+            self._arm(np.array(symbols, np.int64))
+
     def _arm(self, closed: npt.NDArray[np.int64]) -> None:
         """Setup bars closed: propose, judge and arm before anything else is read."""
         decider = self.decider

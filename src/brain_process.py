@@ -234,7 +234,7 @@ class Room:
         """Until stopped. A task that ends by itself failed, and ends the process: the container starts it anew, and starting is recovering."""
         life, clock, market = self.life, self.given.clock, self.brain.market
         mine = [asyncio.ensure_future(work) for work in (
-            life.stop.wait(), self._ticks(), self._steady(), keep_history(market, self.rest, clock, life.stop),
+            life.stop.wait(), self._ticks(), self._steady(), keep_history(market, self.rest, clock, self.brain.arm, life.stop),
             keep_prepared(self.trade, self.rest, market.symbols, self.leverage, life.stop))]  # fmt: skip
         waiting = {*mine, *connections}
         try:

@@ -88,7 +88,7 @@ class Settings:
     hung_seconds: int = _setting(15, "s, wall time", "a process without a beat for this long is hung", low=2, high=600)
     log_level: str = _setting("WARNING", "", "life-cycle lines are always shown", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
     log_format: str = _setting("text", "", "text, or json: one object a line", choices=("text", "json"))
-    ring_slots: int = _setting(16384, "slots of 128 B", "rounded up to a power of two", low=10000, high=1 << 22)
+    ring_slots: int = _setting(16384, "slots of 128 B", "rounded up to a power of two", low=10000, high=1 << 20)
 
     rest_url: str = _setting("", "URL", "override: REST", empty=True)
     market_url: str = _setting("", "URL", "override: /market streams", empty=True)

@@ -129,14 +129,14 @@ def _supervise(settings: Settings) -> int:
     from src import VERSION
     from src.counters import Counters
     from src.error_handler import lifecycle
-    from src.ring_buffer import Ring
+    from src.ring_memory import RingMemory
     from src.supervisor import Supervisor
     from src.supervisor import run as supervise
 
     lifecycle(f"🚀 A.E.G.I.S. v{VERSION}", mode=settings.trading_mode)
     lifecycle(f"🔇 Log Level: {settings.log_level}")
     lifecycle(f"💓 System Monitor: Enabled ({settings.heartbeat_seconds / 60:g}-min heartbeat)")
-    ring, counters = Ring.create(settings.ring_slots), Counters.create()
+    ring, counters = RingMemory.create(settings.ring_slots), Counters.create()
     lifecycle(f"🔄 Ring buffer ready: {ring.nbytes} bytes")
 
     def start(supervisor: Supervisor) -> None:

@@ -7,7 +7,7 @@ is refused by risk with that reason, and tried again later.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from src.clock import Clock, monotonic_ns
 from src.config import INTERVALS_MS
@@ -20,6 +20,8 @@ from src.venue.rest import Rest
 
 SETUP_BARS, CONTEXT_BARS, BASE_BARS = 500, 200, 500
 AGAIN_S = 10.0
+CHUNK = 10
+"""Symbols read before their setups are armed together."""
 _NAMES = {ms: name for name, ms in INTERVALS_MS.items()}
 
 
@@ -53,13 +55,18 @@ async def _seed(market: MarketState, rest: Rest, clock: Clock, i: int) -> None:
     market.seed(i, setups, base, context)
 
 
-async def keep_history(market: MarketState, rest: Rest, clock: Clock, stop: asyncio.Event) -> None:
-    """All symbols once, and again those whose candles miss something."""
+async def keep_history(market: MarketState, rest: Rest, clock: Clock, seeded: Callable[[list[int]], None], stop: asyncio.Event) -> None:
+    """All symbols once, and again those whose candles miss something. ``seeded``: told of those that were read, to arm their setups."""
     todo: list[int] = list(range(len(market.symbols)))
     started_ns = monotonic_ns()
     first = True
     while not stop.is_set():
-        failed = await warm_history(market, rest, clock, todo)
+        failed: list[int] = []
+        for first in range(0, len(todo), CHUNK):
+            chunk = todo[first : first + CHUNK]
+            missing = await warm_history(market, rest, clock, chunk)
+            seeded([i for i in chunk if i not in missing])
+            failed += missing
         if first:
             info(f"history of {len(todo) - len(failed)} symbols read", seconds=round((monotonic_ns() - started_ns) / 1e9, 2))
             first = False

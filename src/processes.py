@@ -14,6 +14,7 @@ from src.config import SIM_KEY, SIM_SECRET, Endpoints, Settings
 from src.counters import Counters
 from src.error_handler import Fatal
 from src.life import Life, live
+from src.ring_memory import RingMemory
 
 
 def credentials(settings: Settings) -> tuple[str, str]:
@@ -52,15 +53,16 @@ def _offered(s: Settings) -> tuple[str, ...]:
     return scaled_universe(s.universe_size) if s.sim_market == "synthetic" else ()
 
 
-def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: Any, urls: Endpoints, clock: Clock) -> None:
+def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: RingMemory, urls: Endpoints, clock: Clock) -> None:
     async def main(life: Life) -> None:
         from src.feed import FeedOptions, run_feed, warm_up
+        from src.ring_buffer import Ring
 
         symbols = await _universe(life, urls, clock)
         life.pipe.send(("table", symbols))
         warm_up(_progress(life))
         options = FeedOptions(urls.market, urls.public, urls.rest, clock, symbols, close_grace_ms=settings.close_grace_ms)
-        await run_feed(options, ring, life.counters, life.ready, life.stop)
+        await run_feed(options, Ring.over(ring), life.counters, life.ready, life.stop)
 
     live(name, pipe, settings, counters, main)
 
@@ -93,12 +95,13 @@ def _progress(life: Life) -> Callable[[int, int, str], None]:
     return show
 
 
-def brain(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: Any, urls: Endpoints, clock: Clock,
+def brain(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: RingMemory, urls: Endpoints, clock: Clock,
           control: Connection) -> None:  # fmt: skip
     async def main(life: Life) -> None:
         from src.brain_process import Given, run_brain
+        from src.ring_buffer import Ring
 
-        await run_brain(life, Given(ring, urls, clock, control, credentials(settings), _load_student), _progress(life))
+        await run_brain(life, Given(Ring.over(ring), urls, clock, control, credentials(settings), _load_student), _progress(life))
 
     live(name, pipe, settings, counters, main)
 

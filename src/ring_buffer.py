@@ -52,7 +52,14 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as _numba_intrinsic
 
-from src.error_handler import Fatal, Halt
+from src.error_handler import Halt
+from src.ring_memory import CONTROL_WORDS as CONTROL_WORDS
+from src.ring_memory import SLOT_WORDS as SLOT_WORDS
+from src.ring_memory import SLOTS_DEFAULT as SLOTS_DEFAULT
+from src.ring_memory import SLOTS_MIN as SLOTS_MIN
+from src.ring_memory import WORD_CAPACITY as WORD_CAPACITY
+from src.ring_memory import RingMemory
+from src.ring_memory import slots_for as slots_for
 from src.shared_memory import SharedDescriptor, SharedWords
 
 intrinsic: Any = _numba_intrinsic  # its stub does not know that callers leave the typing context out
@@ -71,17 +78,14 @@ TRADE, QUOTE, MARK, TIME, GAP, HEALED, STATE = 1, 2, 3, 5, 6, 7, 8
 BACKFILLED = 1
 """Flag bit 0: fetched by REST after a gap."""
 
-WORD_HEAD, WORD_TAIL_SEEN, WORD_TAIL, WORD_PARKED, WORD_CAPACITY, WORD_WRITER = 0, 8, 16, 32, 48, 49
+WORD_HEAD, WORD_TAIL_SEEN, WORD_TAIL, WORD_PARKED, WORD_WRITER = 0, 8, 16, 32, 49
 WORD_OVERFLOWS, WORD_WAKEUPS, WORD_MISSED_WAKEUPS, WORD_SEQ_ERRORS = 56, 57, 58, 59
-CONTROL_WORDS = 64
-SLOT_WORDS = 16
 
 AT_HEAD, AT_RECEIVED_NS, AT_TIME_MS, AT_OPEN, AT_HIGH, AT_LOW, AT_CLOSE, AT_VOLUME = 0, 1, 2, 3, 4, 5, 6, 7
 AT_TAKER_BUY_VOLUME, AT_QUOTE_VOLUME, AT_FIRST_ID, AT_LAST_ID, AT_TRADE_COUNT, AT_LAST_TIME_MS = 8, 9, 10, 11, 12, 13
 AT_SPARE_A, AT_SPARE_B = 14, 15
 """Words of a slot, to be added to its ``slot_offset``."""
 
-SLOTS_DEFAULT, SLOTS_MIN, SLOTS_MAX = 16_384, 10_000, 1 << 20
 READ_LIMIT = 4_096
 """Slots that ``read_new`` returns at most unless told otherwise: half a megabyte."""
 
@@ -403,13 +407,6 @@ _NO_FLOW: Flow = {"kind": TRADE, "flags": 0, "received_ns": 0, "taker_buy_volume
 """In the order of the kernel's arguments. Not a number: ``time_ms``."""
 
 
-def slots_for(slots: int) -> int:
-    """The ring's size for a wish: the next power of two. Fatal for anything but a whole number in SLOTS_MIN .. SLOTS_MAX."""
-    if not isinstance(slots, int) or isinstance(slots, bool) or not SLOTS_MIN <= slots <= SLOTS_MAX:
-        raise Fatal(f"RING_SLOTS is {slots!r}, and must be a whole number from {SLOTS_MIN} to {SLOTS_MAX}")
-    return 1 << (slots - 1).bit_length()
-
-
 class Ring:
     """One end of the ring. Made by ``create`` in the parent, handed to spawned children as an argument, closed by each holder.
 
@@ -435,12 +432,14 @@ class Ring:
     @classmethod
     def create(cls, slots: int = SLOTS_DEFAULT) -> Ring:
         """An empty ring of at least ``slots`` slots. Fatal for a wrong number; OSError when there is no memory or descriptor left."""
-        capacity = slots_for(slots)
-        memory = SharedWords.create("aegis-ring", CONTROL_WORDS + capacity * SLOT_WORDS)
-        memory.words[WORD_CAPACITY] = capacity
-        ring = cls(memory, SharedDescriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)))
+        ring = cls.over(RingMemory.create(slots))
         ring._resettable = True
         return ring
+
+    @classmethod
+    def over(cls, memory: RingMemory) -> Ring:
+        """One end of the ring in memory that another process made."""
+        return cls(memory.words, memory.event)
 
     def __getstate__(self) -> Any:
         self._resettable = False
