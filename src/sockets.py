@@ -126,6 +126,49 @@ class Sink(Protocol):
 
 # --- one connection --------------------------------------------------------------------------------------------------------------------
 
+class QuickTrade(msgspec.Struct, frozen=True, gc=False, tag_field="e", tag="aggTrade"):
+    """What the Feed needs of a venue's ``AggTrade``, its numbers read as floats at once: a third faster than text first."""
+
+    s: str
+    a: int
+    p: float
+    q: float
+    f: int
+    l: int  # noqa: E741  (the venue's letter)
+    T: int
+    m: bool
+    E: int = 0
+
+
+class QuickQuote(msgspec.Struct, frozen=True, gc=False, tag_field="e", tag="bookTicker"):
+    """The same of a ``BookTicker``."""
+
+    s: str
+    b: float
+    B: float
+    a: float
+    A: float
+    T: int
+    E: int = 0
+
+
+class _TradeFrame(msgspec.Struct, frozen=True, gc=False):
+    data: QuickTrade
+
+
+class _QuoteFrame(msgspec.Struct, frozen=True, gc=False):
+    data: QuickQuote
+
+
+_quick_trade: Callable[[bytes], Any] = msgspec.json.Decoder(_TradeFrame, strict=False).decode
+_quick_quote: Callable[[bytes], Any] = msgspec.json.Decoder(_QuoteFrame, strict=False).decode
+
+
+def _nothing_quick(payload: bytes) -> Any:
+    """In the quick decoder's place while a link is held."""
+    raise ValueError("held")
+
+
 @dataclass(frozen=True, slots=True)
 class _Kept:
     """Stands for a market event that is kept for later: neither data nor an answer that anyone waits for."""
@@ -146,8 +189,10 @@ class Link(WSListener):  # type: ignore[misc]
         self._shard = shard
         self._keys = shard.keys
         self._memory, self._staged = staging()
-        self._decoder: Callable[[Any], Any] = decode_market if shard.route is Route.MARKET else decode_public
-        self._decode: Callable[[Any], Any] = self._keep if hold else self._decoder
+        self._quick_decoder = _quick_trade if shard.route is Route.MARKET else _quick_quote
+        self._decoder: Callable[[bytes], Any] = decode_market if shard.route is Route.MARKET else decode_public
+        self._quick = _nothing_quick if hold else self._quick_decoder
+        self._decode: Callable[[bytes], Any] = self._keep if hold else self._decoder
         self._held: list[bytes] = []
         self._parts: list[bytes] = []
         self._count = 0
@@ -182,17 +227,19 @@ class Link(WSListener):  # type: ignore[misc]
         if self._count == ROWS_MAX:
             self.flush()
 
-    def odd(self, transport: WSTransport, frame: WSFrame, error: Exception) -> None:
-        """What the quick path could not use: control frames, fragments, and what is really rubbish."""
+    def slow(self, transport: WSTransport, frame: WSFrame) -> None:
+        """What the quick path could not use: other events, answers, control frames, fragments, and what is really rubbish."""
         kind = frame.msg_type
-        if kind == WSMsgType.PING:
+        if kind == WSMsgType.TEXT and frame.fin:
+            self._take_bytes(frame.get_payload_as_bytes())
+        elif kind in (WSMsgType.TEXT, WSMsgType.CONTINUATION):
+            self._fragment(frame)
+        elif kind == WSMsgType.PING:
             transport.send_pong(frame.get_payload_as_bytes())
         elif kind == WSMsgType.CLOSE:
             transport.disconnect()
-        elif kind == WSMsgType.CONTINUATION or (kind == WSMsgType.TEXT and not frame.fin):
-            self._fragment(frame)
         elif kind != WSMsgType.PONG:
-            self._sink.bad(error, frame.payload_size)
+            self._sink.bad(msgspec.DecodeError("not text"), frame.payload_size)
 
     def _fragment(self, frame: WSFrame) -> None:
         if frame.msg_type == WSMsgType.TEXT:
@@ -210,13 +257,13 @@ class Link(WSListener):  # type: ignore[misc]
         try:
             message = self._decode(payload)
             if message.data is None:
-                self.answer(message)
+                self._answer(message)
             else:
                 self.take(message.data, monotonic_ns())
         except RUBBISH as error:
             self._sink.bad(error, len(payload))
 
-    def answer(self, message: Any) -> None:
+    def _answer(self, message: Any) -> None:
         """A control answer. An error does not reliably say what it answers: it ends the link."""
         if message.code is not None and message.code != 0:
             self.refused = f"{message.code} {message.msg}"
@@ -248,12 +295,12 @@ class Link(WSListener):  # type: ignore[misc]
         if self.transport is not None:
             self.transport.disconnect(graceful=False)
 
-    def _keep(self, payload: Any) -> Any:
+    def _keep(self, payload: bytes) -> Any:
         """In the decoder's place while the link is held: answers pass, market data are kept."""
         message = self._decoder(payload)
         if message.data is None:
             return message
-        self._held.append(bytes(payload))
+        self._held.append(payload)
         self.last_frame_ns = monotonic_ns()
         if len(self._held) > HELD_FRAMES_MAX:
             self.hang_up()
@@ -261,7 +308,7 @@ class Link(WSListener):  # type: ignore[misc]
 
     def admit(self) -> None:
         """Let in what was kept: the older link has ended, and what both delivered is dropped as duplicates."""
-        self._decode = self._decoder
+        self._quick, self._decode = self._quick_decoder, self._decoder
         held, self._held = self._held, []
         for payload in held:
             self._take_bytes(payload)
@@ -273,24 +320,16 @@ class MarketLink(Link):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         try:
-            message = self._decode(frame.get_payload_as_memoryview())
-            data = message.data
-            if data.__class__ is AggTrade:
-                count = self._count
-                if count == 0:
-                    self._received_ns = monotonic_ns()
-                TRADE_ROW.pack_into(self._memory, count * ROW_BYTES, self._keys[data.s], data.T, float(data.p), float(data.q),
-                                    data.m, data.a, data.f, data.l)
-                self._last = data
-                self._count = count + 1
-            elif data is not None:
-                self.take(data, monotonic_ns())
-            elif frame.msg_type == WSMsgType.TEXT:
-                self.answer(message)
-            else:
-                self.odd(transport, frame, msgspec.DecodeError("not text"))
-        except RUBBISH as error:
-            self.odd(transport, frame, error)
+            trade = self._quick(frame.get_payload_as_bytes()).data
+            count = self._count
+            if count == 0:
+                self._received_ns = monotonic_ns()
+            TRADE_ROW.pack_into(self._memory, count * ROW_BYTES, self._keys[trade.s], trade.T, trade.p, trade.q, trade.m, trade.a,
+                                trade.f, trade.l)
+            self._last = trade
+            self._count = count + 1
+        except RUBBISH:
+            self.slow(transport, frame)
         if frame.last_in_buffer or self._count == ROWS_MAX:
             self.flush()
 
@@ -323,22 +362,15 @@ class PublicLink(Link):
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         try:
-            message = self._decode(frame.get_payload_as_memoryview())
-            data = message.data
-            if data is not None:
-                count = self._count
-                if count == 0:
-                    self._received_ns = monotonic_ns()
-                QUOTE_ROW.pack_into(self._memory, count * ROW_BYTES, self._keys[data.s], data.T, float(data.b), float(data.a),
-                                    float(data.B), float(data.A))
-                self._last = data
-                self._count = count + 1
-            elif frame.msg_type == WSMsgType.TEXT:
-                self.answer(message)
-            else:
-                self.odd(transport, frame, msgspec.DecodeError("not text"))
-        except RUBBISH as error:
-            self.odd(transport, frame, error)
+            quote = self._quick(frame.get_payload_as_bytes()).data
+            count = self._count
+            if count == 0:
+                self._received_ns = monotonic_ns()
+            QUOTE_ROW.pack_into(self._memory, count * ROW_BYTES, self._keys[quote.s], quote.T, quote.b, quote.a, quote.B, quote.A)
+            self._last = quote
+            self._count = count + 1
+        except RUBBISH:
+            self.slow(transport, frame)
         if frame.last_in_buffer or self._count == ROWS_MAX:
             self.flush()
 
