@@ -173,16 +173,15 @@ def _market(supervisor: Supervisor, settings: Settings, counters: Any) -> tuple[
     """The URLs and the clock of this run: of the venue, of a local exchange that runs already, or of one that is spawned now."""
     from src import processes
     from src.clock import real_clock
-    from src.config import Endpoints, endpoints, local_endpoints
+    from src.config import endpoints, local_endpoints
 
     if not settings.local_exchange:
         return endpoints(settings), real_clock()
     if settings.exchange_url:
         return endpoints(settings, local_endpoints(settings.exchange_url)), _clock_of(settings)
     supervisor.spawn("exchange", processes.exchange, settings.without_secrets(), counters)
-    (ready,) = supervisor.wait_for("ready", "exchange")
-    found = Endpoints(ready.rest, ready.public, ready.market, ready.private, ready.ws_api)
-    return endpoints(settings, found), ready.clock
+    ((found, clock),) = supervisor.wait_for("ready", "exchange")
+    return endpoints(settings, found), clock
 
 
 def _clock_of(settings: Settings) -> Clock:

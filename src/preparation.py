@@ -62,8 +62,8 @@ async def keep_history(market: MarketState, rest: Rest, clock: Clock, seeded: Ca
     first = True
     while not stop.is_set():
         failed: list[int] = []
-        for first in range(0, len(todo), CHUNK):
-            chunk = todo[first : first + CHUNK]
+        for at in range(0, len(todo), CHUNK):
+            chunk = todo[at : at + CHUNK]
             missing = await warm_history(market, rest, clock, chunk)
             seeded([i for i in chunk if i not in missing])
             failed += missing

@@ -31,6 +31,7 @@ def exchange(name: str, pipe: Connection, settings: Settings, counters: Counters
 
 
 async def _exchange(life: Life) -> None:
+    """Ready is said in our own words, so that the supervisor loads nothing of the exchange."""
     from src.exchange.options import Account, ExchangeOptions
     from src.exchange.server import serve
 
@@ -39,8 +40,12 @@ async def _exchange(life: Life) -> None:
         market=s.sim_market, symbols=s.symbols or _offered(s), seed=s.sim_seed, path=s.sim_data or None, start=s.sim_start,
         speed=s.sim_speed, latency_ms=s.sim_latency_ms,
         accounts=(Account(SIM_KEY, SIM_SECRET, s.sim_balance),), books_dir=str(Path(s.state_dir) / "exchange"))  # fmt: skip
+    def on_ready(ready: Any) -> None:
+        urls = Endpoints(ready.rest, ready.public, ready.market, ready.private, ready.ws_api)
+        life.ready((urls, ready.clock))
+
     try:
-        await serve(options, life.ready, life.stop)
+        await serve(options, on_ready, life.stop)
     except Fatal as error:
         setting = {"SYMBOLS": "SYMBOLS", "SIM_DATA": "SIM_DATA"}.get(str(error.fields.get("setting", "")), "")
         raise Fatal(f"{setting}={error.fields.get('value')!r}: {error}" if setting and setting not in str(error) else str(error)) from error
