@@ -41,7 +41,7 @@ from src.gaps import Fetch, Gaps
 from src.models import SymbolRules
 from src.ring_buffer import Ring
 from src.sockets import Patience, Route, Shard, SocketEvent, SocketState, Streams
-from src.venue.governor import Governor
+from src.venue.budget import shared_governor, show_use
 from src.venue.messages import AggTrade
 from src.venue.queries import agg_trades
 from src.venue.rest import Rest
@@ -343,26 +343,18 @@ def plan(options: FeedOptions) -> list[Streams]:
 async def run_feed(options: FeedOptions, ring: Ring, counters: Counters, on_ready: Callable[[], None], stop: asyncio.Event) -> None:
     """The Feed's process until ``stop`` is set. Raises Halt for a second writer of the ring; nothing that the venue does ends it."""
     clock, block = options.clock, counters.block("feed")
-    governor = Governor(clock.market_ms, speed=clock.speed, others=partial(_weight_of_others, clock, counters, block))
+    governor = shared_governor(clock, counters, block)
     rest = Rest(options.rest_url, clock=clock, governor=governor)
 
     async def fetch(symbol: str, from_id: int, limit: int) -> Sequence[AggTrade]:
         rows = await agg_trades(rest, symbol, from_id=from_id, limit=limit)
-        block.set("weight_minute", clock.market_ms() // MINUTE_MS)
-        block.set("weight_used", governor.own_1m)
+        show_use(governor, clock, block)
         return rows
 
     try:
         await Feed(options, ring, block, fetch).run(on_ready, stop)
     finally:
         await rest.close()
-
-
-def _weight_of_others(clock: Clock, counters: Counters, block: Block) -> int:
-    """Request weight that the other processes have used in this minute."""
-    minute = clock.market_ms() // MINUTE_MS
-    own = block.get("weight_used") if block.get("weight_minute") == minute else 0
-    return max(0, counters.weight_used(minute) - int(own))
 
 
 def warm_up(progress: Callable[[int, int, str], None]) -> None:

@@ -13,15 +13,22 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
+import aiohttp
 import numpy as np
+import pytest
 from aiohttp import WSMsgType, web
 
 from src.clock import Clock, clock_at
 from src.counters import Counters
+from src.exchange.options import ExchangeOptions
+from src.exchange.server import serve
 from src.feed import FeedOptions, plan, run_feed, warm_up
 from src.models import SymbolRules
 from src.ring_buffer import BACKFILLED, GAP, HEALED, MARK, QUOTE, STATE, TIME, TRADE, Ring
 from src.sockets import Patience, Route
+from src.venue.governor import Governor
+from src.venue.queries import klines, symbol_rules
+from src.venue.rest import Rest
 
 T0 = 1_763_600_040_000
 """A whole minute."""
@@ -598,6 +605,48 @@ async def test_a_flood_and_a_reader_that_sleeps_lose_no_step() -> None:
         for symbol, name in enumerate(sent):
             assert s.reader.volume(symbol) == sent[name]
         assert not s.reader.of(GAP)
+
+
+# --- the local exchange ----------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+async def test_against_the_local_exchange_minutes_equal_its_candles_though_its_streams_are_dropped() -> None:
+    """Ten market minutes in ten seconds; all streams are dropped twice. Whole minutes must equal the exchange's own candles."""
+    stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
+    names = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+    exchange = asyncio.create_task(serve(ExchangeOptions(symbols=names, speed=60.0, control=True), started.set_result, stop))
+    venue = await started
+    rest = Rest(venue.rest, clock=venue.clock, governor=Governor(venue.clock.unscaled_ms))
+    found, _ = await symbol_rules(rest)
+    table = tuple(found[name] for name in names)
+    ring, counters, feed_stop, ready = Ring.create(), Counters.create(), asyncio.Event(), asyncio.Event()
+    reader = Reader(ring)
+    feed = asyncio.create_task(run_feed(FeedOptions(venue.market, venue.public, venue.rest, venue.clock, table, patience=QUICK), ring, counters,
+                                        ready.set, feed_stop))
+    await ready.wait()
+    begin = (venue.clock.market_ms() // 60_000 + 1) * 60_000
+
+    async def until_minute(minute: int) -> None:
+        async with asyncio.timeout(30.0):
+            await reader.until(lambda: bool(reader.of(TIME)) and reader.of(TIME)[-1]["time_ms"] >= begin + minute * 60_000)
+
+    for minute in (3, 6):
+        await until_minute(minute)
+        async with aiohttp.ClientSession() as session, session.post(f"{venue.rest}/control/drop_streams") as answer:
+            assert answer.status == 200
+    await until_minute(10)
+    for index, one in enumerate(table):
+        minutes = reader.volume(index)
+        rows = await klines(rest, one.symbol, "1m", start_ms=begin, limit=10)
+        assert [minutes.get(int(row[0]) // 60_000, 0) for row in rows] == [round(row[5] / float(one.step)) for row in rows]
+    assert len(reader.of(GAP)) >= 6 and not any(slot["open"] for slot in reader.of(HEALED))
+    for task, event in ((feed, feed_stop), (exchange, stop)):
+        event.set()
+        await task
+    await rest.close()
+    reader.close()
+    ring.close()
+    counters.close()
 
 
 # --- what it is made of ----------------------------------------------------------------------------------------------------------------
