@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -256,7 +257,8 @@ def _contradictions(s: Settings) -> list[str]:
             parse_utc(s.sim_start)
         except ValueError:
             wrong.append(f"SIM_START={s.sim_start!r}: must be a time in UTC such as 2025-05-05T14:30")
-    wrong += [f"SYMBOLS={name!r}: must be names of the venue such as BTCUSDT" for name in s.symbols if not name.replace("_", "").isalnum()]
+    wrong += [f"SYMBOLS={name!r}: must be names of the venue such as BTCUSDT, or patterns such as *USDT"
+              for name in s.symbols if not re.fullmatch(r"[\w*?]+", name)]
     schemes = {"rest_url": ("http", "https"), "exchange_url": ("http", "https")}
     for name in ("rest_url", "market_url", "public_url", "private_url", "ws_api_url", "exchange_url"):
         value, right = getattr(s, name), schemes.get(name, ("ws", "wss"))

@@ -12,7 +12,7 @@ from typing import Any
 from src.clock import Clock, monotonic_ns
 from src.config import SIM_KEY, SIM_SECRET, Endpoints, Settings
 from src.counters import Counters
-from src.error_handler import Fatal
+from src.error_handler import AegisError, Fatal, warn
 from src.life import Life, live
 from src.ring_memory import RingMemory
 
@@ -73,17 +73,23 @@ def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ri
 
 
 async def _universe(life: Life, urls: Endpoints, clock: Clock) -> Any:
-    """The symbols of this run, in the order of their indices: by volume, or those that were asked for."""
-    from src.market_universe import select
-    from src.venue.governor import Governor
+    """The symbols of this run, in the order of their indices: by volume, or those that were asked for. Twenty pairs that everybody knows
+    where the venue does not answer."""
+    from src.market_universe import FALLBACK, select
+    from src.venue.budget import shared_governor
     from src.venue.queries import symbol_rules, volumes_24h
     from src.venue.rest import Rest
 
     s = life.settings
-    rest = Rest(urls.rest, clock=clock, governor=Governor(clock.unscaled_ms))
+    rest = Rest(urls.rest, clock=clock, governor=shared_governor(clock, life.counters, life.block))
     try:
         rules, _ = await symbol_rules(rest)
         volumes = await volumes_24h(rest)
+    except Fatal:
+        raise
+    except AegisError as error:
+        warn(f"the venue does not say what it trades ({error}): the {len(FALLBACK)} fallback pairs are used")
+        rules, volumes = {r.symbol: r for r in FALLBACK}, {}
     finally:
         await rest.close()
     return select(rules, volumes, size=s.universe_size, include=s.symbols, now_ms=clock.market_ms())

@@ -17,7 +17,7 @@ import pytest
 
 from src.config import SIM_KEY, SIM_SECRET
 from src.journal import Reader
-from tests.daemon import Process, alive, daemon_env, descendants, exchange, get, health_url, running, until
+from tests.daemon import Process, alive, daemon_env, descendants, exchange, get, health_url, post, running, until
 
 FAST = {"SIM_SPEED": "60", "UNIVERSE_SIZE": "12", "LOG_LEVEL": "INFO"}
 START_LINES = (
@@ -196,6 +196,15 @@ def test_a_start_protects_what_it_finds(tmp_path: Path, victim: str) -> None:
             until(lambda: stops_of(urls, symbol) or position_of(urls) is None, 5, what="protection")
             assert second.stop() == 0
         assert len(Reader(env["STATE_DIR"]).rows("SELECT 1 FROM fills")) > 0
+
+
+def test_a_venue_that_does_not_say_what_it_trades_leaves_the_fallback_pairs(tmp_path: Path) -> None:
+    with exchange(tmp_path, "--speed", "60", "--account", f"{SIM_KEY}:{SIM_SECRET}:10000") as (_, urls):
+        post(urls["rest"] + "/control/fault", {"door": "GET v1/exchangeInfo", "kind": "unavailable", "count": 1000})
+        with running([], daemon_env(tmp_path, EXCHANGE_URL=urls["rest"])) as process:
+            process.wait_line("the 20 fallback pairs are used", 60)
+            process.wait_line("✅ All processes running")
+            until(lambda: get(health_url(process))[0] == 200, 30, what="/health 200")
 
 
 # --- recorded markets -----------------------------------------------------------------------------------------------------------------
