@@ -198,6 +198,24 @@ def test_a_start_protects_what_it_finds(tmp_path: Path, victim: str) -> None:
         assert len(Reader(env["STATE_DIR"]).rows("SELECT 1 FROM fills")) > 0
 
 
+@pytest.mark.parametrize(
+    ("key", "secret", "texts"),
+    [
+        (SIM_KEY, "w" * 64, ["-1022", "BINANCE_API_SECRET"]),
+        ("u" * 64, SIM_SECRET, ["-2015", "BINANCE_API_KEY"]),
+        ("short", SIM_SECRET, ["BINANCE_API_KEY has 5 characters"]),
+    ],
+)
+def test_keys_that_do_not_work_end_the_start_with_the_venues_code(tmp_path: Path, key: str, secret: str, texts: list[str]) -> None:
+    with exchange(tmp_path, "--account", f"{SIM_KEY}:{SIM_SECRET}:10000") as (_, urls):
+        env = daemon_env(tmp_path, EXCHANGE_URL=urls["rest"], SIM_SPEED="1", BINANCE_API_KEY=key, BINANCE_API_SECRET=secret)
+        with running([], env) as process:
+            assert process.wait(60) == 2, process.output
+            for text in texts:
+                assert text in process.output
+            assert "Traceback" not in process.output and secret not in process.output
+
+
 def test_a_venue_that_does_not_say_what_it_trades_leaves_the_fallback_pairs(tmp_path: Path) -> None:
     with exchange(tmp_path, "--speed", "60", "--account", f"{SIM_KEY}:{SIM_SECRET}:10000") as (_, urls):
         post(urls["rest"] + "/control/fault", {"door": "GET v1/exchangeInfo", "kind": "unavailable", "count": 1000})

@@ -13,11 +13,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from src.error_handler import Fatal, Rejected
+from src.error_handler import Fatal, Rejected, mask
 from src.models import Account, AlgoUpdate, Fill, OrderUpdate, PositionUpdate, SymbolRules
 from src.venue import answers
 from src.venue.answers import AccountConfig, Bracket, Income, SymbolConfig
-from src.venue.errors import NO_SUCH_ORDER, is_fine
+from src.venue.errors import NO_SUCH_ORDER, code_of, is_fine
 from src.venue.governor import Limits, Priority
 from src.venue.messages import AggTrade
 from src.venue.rest import Rest
@@ -242,6 +242,9 @@ async def _unless_fine(rest: Rest, path: str, params: dict[str, str]) -> None:
             raise
 
 
+WRONG_SIGNATURE = -1022
+
+
 async def validate_binance_keys(rest: Rest) -> AccountConfig:
     """Keys that work, on an account that we can trade. Raises Fatal that says what to change, Retryable where the venue does not answer."""
     credentials = rest.credentials
@@ -252,7 +255,11 @@ async def validate_binance_keys(rest: Rest) -> AccountConfig:
         raise Fatal(f"BINANCE_API_KEY has {len(key)} characters, and must be {API_KEY_LENGTH} letters and digits, "
                     "without spaces or quotes")
     await rest.sync_time()
-    config = await account_config(rest)
+    try:
+        config = await account_config(rest)
+    except Fatal as error:
+        setting = "BINANCE_API_SECRET" if code_of(error) == WRONG_SIGNATURE else f"BINANCE_API_KEY={mask(key)}"
+        raise Fatal(f"{setting}: {error}", **error.fields) from error
     if not config.can_trade:
         raise Fatal("this API key may not trade: enable futures trading for it at the venue")
     if config.dual_side_position:
