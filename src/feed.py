@@ -98,7 +98,7 @@ class Feed:
         self._owed: deque[Callable[[], bool]] = deque()
         self._tradable = np.full(len(options.symbols), -1, np.int8)
         self._market_rows = self._second = self._due_ms = self._written_ms = 0
-        self._draining = False
+        self._draining = self._stopped = False
         self._last_frame_ns = 0
         self._overflow_log = Throttle(LOG_EVERY_S)
         self._rubbish_log = Throttle(LOG_EVERY_S)
@@ -121,6 +121,7 @@ class Feed:
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
+            self._stopped = True
             for shard in self.shards:
                 if shard.link is not None:
                     shard.link.hang_up()
@@ -129,7 +130,9 @@ class Feed:
     # data
 
     def flush(self, shard: Shard, staged: Staged, rows: int, received_ns: int, last: Any) -> None:
-        """Rows of one socket read, the newest event among them ``last``."""
+        """Rows of one socket read, the newest event among them ``last``. Nothing is written once the Feed has stopped."""
+        if self._stopped:
+            return
         status = self.conflator.flush(staged, rows, received_ns)
         self.frames += rows
         self._last_frame_ns = received_ns
@@ -161,7 +164,8 @@ class Feed:
 
     def _drain(self) -> None:
         self._draining = False
-        self.follow_up(self.conflator.drain(), monotonic_ns())
+        if not self._stopped:
+            self.follow_up(self.conflator.drain(), monotonic_ns())
 
     def bad(self, error: Exception, size: int) -> None:
         """Rubbish, counted by kind: what is not JSON or not of the venue's shape is a bad frame, the rest (BAD_VALUES) a bad value."""
@@ -189,7 +193,7 @@ class Feed:
     def _write_time(self) -> None:
         """TIME for what is due, unless we know too little; the minutes on the way get one each."""
         now_ns = monotonic_ns()
-        if self._due_ms <= self._written_ms or self._owed or not all(shard.flowing for shard in self.market):
+        if self._stopped or self._due_ms <= self._written_ms or self._owed or not all(shard.flowing for shard in self.market):
             return
         if self.gaps.young(now_ns - int(self.options.gap_hold_s * SECOND_NS)):
             return

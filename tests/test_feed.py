@@ -582,6 +582,22 @@ async def test_stopping_hangs_up_and_leaves_nothing_behind() -> None:
         assert s.get("heartbeat_ns") > 0
 
 
+async def test_once_stopped_nothing_is_written_any_more() -> None:
+    """The ring may be closed as soon as the Feed returns, although a TIME was due and frames may be on their way."""
+    async with scene(close_grace_ms=30) as s:
+        await s.venue.marks(T0 + 1000, "BTCUSDT")
+        await s.reader.count(MARK)
+        s.stop.set()
+        await s.task
+        s.reader.close()
+        written = s.ring.statistics()["written"]
+        over = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.06, over.set)
+        await s.venue.marks(T0 + 2000, "BTCUSDT")
+        await over.wait()
+        assert s.ring.statistics()["written"] == written
+
+
 # --- a flood ---------------------------------------------------------------------------------------------------------------------------
 
 async def test_a_flood_and_a_reader_that_sleeps_lose_no_step() -> None:

@@ -2,7 +2,7 @@
 
 A sender in a process of its own speaks the venue's stream protocol over loopback with frames built beforehand; the Feed runs here, on
 uvloop; a reader in a third process parks on the ring as the Brain does. The reference is a bare ``websockets`` client on the same frames,
-in the same run. Figures are printed, never asserted: ``python -m tests.bench.feed``.
+in the same run. Ages are of the oldest trade in a slot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import selectors
 import socket
 import struct
-import sys
 from collections.abc import Iterator
 from decimal import Decimal
 from multiprocessing.connection import Connection
@@ -31,6 +30,7 @@ from src.counters import Counters
 from src.feed import FeedOptions, run_feed, warm_up
 from src.models import SymbolRules
 from src.ring_buffer import TRADE, Ring
+from tests.bench import Row, row
 
 SPAWN = multiprocessing.get_context("spawn")
 SYMBOLS = [f"S{n}USDT" for n in range(300)]
@@ -38,7 +38,8 @@ TRADES_OF_FIVE = 3
 """Of five frames three are trades and two are quotes."""
 T0 = 1_763_600_000_000
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-Row = tuple[str, float, str]
+FRAMES = 600_000
+STEADY_S = 5.0
 
 
 def frame(payload: bytes) -> bytes:
@@ -273,34 +274,17 @@ async def plain_run(frames: int) -> float:
     return frames / took
 
 
-def measure(quick: bool = False) -> list[Row]:
-    """(what, figure, unit). ``quick``: a tenth of the frames."""
+def run() -> Iterator[Row]:
     warm_up(lambda done, total, name: None)
-    frames = 60_000 if quick else 600_000
-    flat = uvloop.run(feed_run("flat", frames))
-    bare = uvloop.run(plain_run(frames // 3))
-    rows: list[Row] = [
-        ("feed: socket to ring, flat out", flat["frames"] / flat["seconds"], "frames/s"),
-        ("feed: the same, per second of processor time", flat["frames"] / flat["cpu"], "frames/s"),
-        ("feed: frames in a slot, flat out", flat["frames"] / flat["slots"], "frames"),
-        ("bare websockets on the same frames", bare, "frames/s"),
-        ("feed against bare websockets", flat["frames"] / flat["seconds"] / bare, "×"),
-    ]
+    flat = uvloop.run(feed_run("flat", FRAMES))
+    bare = uvloop.run(plain_run(FRAMES // 3))
+    against = {"reference": "bare websockets, frames not looked at", "reference_value": bare}
+    yield row("feed", "socket to ring, flat out", "frames_per_s", flat["frames"] / flat["seconds"], **against)
+    yield row("feed", "socket to ring, of processor time", "frames_per_s", flat["frames"] / flat["cpu"], **against)
+    yield row("feed", "socket to ring, flat out", "frames_per_slot", flat["frames"] / flat["slots"])
     for rate in (20_000, 100_000):
-        steady = uvloop.run(feed_run("steady", rate, 1.0 if quick else 5.0))
-        name = f"feed: {rate // 1000} k frames/s"
-        rows += [(f"{name}, p50 from receipt to reader", float(np.percentile(steady["received"], 50)), "µs"),
-                 (f"{name}, p99 from receipt to reader", float(np.percentile(steady["received"], 99)), "µs"),
-                 (f"{name}, p50 from sending to reader", float(np.percentile(steady["sent"], 50)), "µs"),
-                 (f"{name}, p99 from sending to reader", float(np.percentile(steady["sent"], 99)), "µs"),
-                 (f"{name}, processor", 100 * steady["cpu"] / steady["seconds"], "%")]
-    return rows
-
-
-def main() -> None:
-    for what, figure, unit in measure("--quick" in sys.argv):
-        print(f"{what:<55} {figure:>14,.1f} {unit}")
-
-
-if __name__ == "__main__":
-    main()
+        steady = uvloop.run(feed_run("steady", rate, STEADY_S))
+        for case, ages in (("receipt to reader", steady["received"]), ("sending to reader", steady["sent"])):
+            for part in (50, 99):
+                yield row("feed", f"{case}, {rate // 1000} k frames/s", f"p{part}_us", float(np.percentile(ages, part)))
+        yield row("feed", f"processor, {rate // 1000} k frames/s", "percent_of_core", 100 * steady["cpu"] / steady["seconds"])
