@@ -8,15 +8,19 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from picows import WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
 
 from src.conflate import Staged, mark_key, quote_key, trade_key
-from src.sockets import NEXT, Patience, Route, Shard, SocketEvent, SocketState, Streams, next_state
+from src.sockets import NEXT, Patience, Route, Shard, SocketEvent, SocketState, Streams, _quick_quote, _quick_trade, next_state
+from src.venue.messages import decode_market, decode_public
 
 DEADLINE_S = 10.0
 QUICK = Patience(connect_s=2.0, overlap_s=0.05, backoff_s=(0.01, 0.05))
@@ -229,3 +233,24 @@ async def test_a_link_that_is_closed_or_broken_is_dialled_again_and_nothing_stag
             server.transport.disconnect()  # an error after the subscription is only noted
         await sink.until(lambda: len(seen) == 2 and sink.cuts == 1)
         assert len(sink.rows) == 1
+
+
+def test_recorded_frames_read_quickly_are_what_they_say(recorded_data: Path) -> None:
+    """Every aggregate trade and best quote of the recordings takes the quick path, and its floats are the nearest to its decimals."""
+    seen: Counter[str] = Counter()
+    for name in ("cryptofeed/BINANCE_FUTURES.jsonl.zst", "hft_binance_um_btcusdt_20240719.jsonl.zst"):
+        with pyarrow.input_stream(str(recorded_data / "raw_ws" / name), compression="zstd") as packed:
+            lines = packed.read().splitlines()
+        for line in lines:
+            outer = json.loads(line) if line.startswith(b"{") else {"data": line.split(b" ", 1)[1].decode()}
+            payload = str(outer.get("data", "")).encode()
+            if b'"e":"aggTrade"' in payload:
+                trade, full = _quick_trade(payload).data, decode_market(payload).data
+                assert (trade.p, trade.q) == (float(Decimal(full.p)), float(Decimal(full.q)))
+                assert all(getattr(trade, letter) == getattr(full, letter) for letter in "saflTmE")
+                seen["trades"] += 1
+            elif b'"e":"bookTicker"' in payload:
+                quote, full_quote = _quick_quote(payload).data, decode_public(payload).data
+                assert all(getattr(quote, letter) == float(Decimal(getattr(full_quote, letter))) for letter in "bBaA")
+                seen["quotes"] += 1
+    assert seen["trades"] > 50 and seen["quotes"] > 10_000
