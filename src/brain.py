@@ -19,10 +19,12 @@ import numpy.typing as npt
 from src.bus import EventBus, Handler, Topic
 from src.clock import Clock, monotonic_ns
 from src.counters import Block
-from src.error_handler import Degraded, failure, info, warn
+from src.error_handler import Degraded, Halt, failure, info, warn
+from src.features import SETUP
+from src.indicators import CLOSE, HIGH, LOW, OPEN, OPEN_MS, VOLUME
 from src.journal import Journal
 from src.market_state import Batch, MarketState
-from src.models import Quote, Side, Signal
+from src.models import Candle, Quote, Side, Signal
 from src.ring_buffer import Ring
 from src.teacher import PART_NAMES, Judge, Strategy, arm, round_trip
 
@@ -59,11 +61,14 @@ class Brain:
         self._index = {symbol: i for i, symbol in enumerate(market.symbols)}
         self._unwritten = 0
         self._stopped = False
+        self._caught_up = False
+        self._on_halt: Callable[[Exception], None] = lambda error: None
         self._failed: Callable[[BaseException], None] = lambda error: None
 
-    def start(self, on_failure: Callable[[BaseException], None]) -> None:
-        """Read the ring on this loop from now on. ``on_failure``: a second writer or a bug, after which nothing is read."""
-        self._failed = on_failure
+    def start(self, on_failure: Callable[[BaseException], None], on_halt: Callable[[Exception], None]) -> None:
+        """Read the ring on this loop from now on. ``on_failure``: a second writer or a bug here, after which nothing is read. ``on_halt``: an
+        assertion failed where a signal was handled; reading goes on, so that what is held stays priced."""
+        self._failed, self._on_halt = on_failure, on_halt
         loop = asyncio.get_running_loop()
         loop.add_reader(self._ring.wake_fd, self.pump)
         loop.call_soon(self.pump)
@@ -81,6 +86,7 @@ class Brain:
                 batch = self.market.consume(self._ring, now_ns=monotonic_ns())
                 self._take(batch)
                 if not batch.more and self._ring.park():
+                    self._caught_up = True
                     return
             asyncio.get_running_loop().call_soon(self.pump)
         except Exception as error:  # the reading of the ring ends here
@@ -108,7 +114,10 @@ class Brain:
             block.add("candles", batch.base_closed)
             block.set("last_tick_ns", monotonic_ns())
             block.set("lag_us_last", batch.lag_ns_max // 1000)
-            block.max("lag_us_max", batch.lag_ns_max // 1000)
+            if self._caught_up:  # what waited in the ring while kernels were prepared is not lag
+                block.max("lag_us_max", batch.lag_ns_max // 1000)
+            if self._bus.wanted(Topic.TICK_UPDATE):
+                self._bus.publish(Topic.TICK_UPDATE, batch)
         if len(batch.outcomes):
             self._learn(batch.outcomes)
         for row in batch.fired:
@@ -128,9 +137,21 @@ class Brain:
         armed = arm(self.market, closed, strategy=decider.strategy, costs=costs, judge=decider.student)
         self._block.add("closes", len(closed))
         self._block.add("setups", len(armed))
-        for topic, rows in ((Topic.CANDLE_CLOSED, closed), (Topic.SETUP_ARMED, armed)):
-            if len(rows) and self._bus.wanted(topic):
-                self._bus.publish(topic, rows)
+        if self._bus.wanted(Topic.CANDLE_CLOSED):
+            for i in closed.tolist():
+                self._tell_candle(i)
+        if len(armed) and self._bus.wanted(Topic.SETUP_ARMED):
+            self._bus.publish(Topic.SETUP_ARMED, armed)
+
+    def _tell_candle(self, i: int) -> None:
+        """The setup bar that just closed, as a pooled Candle: handlers may use it inside this call only."""
+        bar = self.market.candles(i, self.market.intervals[SETUP])[-1]
+        prices = (float(bar[OPEN]), float(bar[HIGH]), float(bar[LOW]), float(bar[CLOSE]))
+        candle = Candle.acquire(self.market.symbols[i], int(bar[OPEN_MS]), prices, float(bar[VOLUME]))
+        try:
+            self._bus.publish(Topic.CANDLE_CLOSED, candle)
+        finally:
+            candle.release()
 
     def _fire(self, row: Any) -> None:
         """An armed level was crossed."""
@@ -148,7 +169,10 @@ class Brain:
             parts=tuple(zip(PART_NAMES, (round(float(p), 4) for p in setup["parts"]), strict=False)))  # fmt: skip
         self._block.add("signals")
         info(f"signal {signal.side} {symbol} at {signal.entry:g}", confidence=round(confidence, 3))
-        self._bus.publish(Topic.SIGNAL_GENERATED, signal)
+        try:
+            self._bus.publish(Topic.SIGNAL_GENERATED, signal)
+        except (Halt, AssertionError) as error:
+            self._on_halt(error)
 
     def _learn(self, outcomes: npt.NDArray[np.void]) -> None:
         """What became of fired setups goes into the journal: the experience that a student learns from."""

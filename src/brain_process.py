@@ -219,7 +219,7 @@ class Room:
                 await asyncio.wait_for(self._streaming.wait(), CONNECT_S)
             self.trade.recovering = True
             await recover(self.trade, self.journal, self.portfolio, self.gateway, self.given.clock)
-            self.brain.start(self.life.fail)
+            self.brain.start(self.life.fail, lambda error: self.trade.latch("halt", f"{type(error).__name__}: {error}"))
             listen(self.given.control, {"recheck": self.recheck, "flatten": lambda: self.trade.flatten("flattened by the operator")})
             self.life.ready()
             await self._run(connections)

@@ -103,7 +103,6 @@ class _Formatter(logging.Formatter):
 
 def setup_logging(process: str, level: str = "WARNING", fmt: str = "text") -> None:
     """Root logger to standard output, one line a record. ``fmt``: ``text`` or ``json``."""
-    logging.addLevelName(LIFECYCLE, "INFO")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Formatter(process, fmt == "json"))
     root = logging.getLogger()

@@ -39,13 +39,16 @@ def main(argv: list[str]) -> int:
     if word not in commands:
         print(f"unknown command {word!r}\n\n{USAGE}", file=sys.stderr)
         return 2
-    from src.error_handler import Fatal
+    from src.error_handler import AegisError, Fatal
 
     try:
         return commands[word](rest)
     except Fatal as error:
         print(f"🛑 {error}", file=sys.stderr)
         return 2
+    except AegisError as error:
+        print(f"🔴 {error}", file=sys.stderr)
+        return 1
 
 
 def run(rest: list[str]) -> int:
@@ -128,13 +131,15 @@ def _validate_keys(settings: Settings) -> None:
 def _supervise(settings: Settings) -> int:
     from src import VERSION
     from src.counters import Counters
-    from src.error_handler import lifecycle
+    from src.error_handler import critical, lifecycle
     from src.ring_memory import RingMemory
     from src.supervisor import Supervisor
     from src.supervisor import run as supervise
 
     lifecycle(f"🚀 A.E.G.I.S. v{VERSION}", mode=settings.trading_mode)
     lifecycle(f"🔇 Log Level: {settings.log_level}")
+    if settings.trading_mode == "live" and not settings.require_evidence:
+        critical("REQUIRE_EVIDENCE=0: LIVE WITHOUT EVIDENCE. The rules alone have been measured to lose money after costs.")
     lifecycle(f"💓 System Monitor: Enabled ({settings.heartbeat_seconds / 60:g}-min heartbeat)")
     ring, counters = RingMemory.create(settings.ring_slots), Counters.create()
     lifecycle(f"🔄 Ring buffer ready: {ring.nbytes} bytes")

@@ -168,6 +168,8 @@ def take_news(row: Row, tally: Row, words: Any, floats: Floats, at: Int) -> None
         tally.gaps += 1
     elif kind == HEALED:
         row.gapped = 0
+        if floats[at + AT_OPEN] > 0.0:  # so many trades could not be had: the candle is read again from history
+            row.open_bar.tainted = 1
         tally.healed += 1
     elif kind == STATE:
         row.tradable = 1 if floats[at + AT_OPEN] == 1.0 else 0

@@ -394,3 +394,11 @@ def test_recorded_minutes_become_the_candles_they_were(recorded_data: Path) -> N
     print(f"\n{len(names)} symbols, 14 days: {len(fired)} setups fired, {share:.0%} above {CONFIDENCE_MIN}, net {net.mean():+.3f} R, "
           f"above {CONFIDENCE_MIN}: {net[outcomes['confidence'] > CONFIDENCE_MIN].mean():+.3f} R, refused {teacher.statistics()}")
     assert 0.2 < share < 0.6
+
+
+@pytest.mark.parametrize(("unfilled", "listed"), [(0.0, []), (3.0, [0])])
+def test_a_gap_that_could_not_be_filled_asks_for_history(unfilled: float, listed: list[int]) -> None:
+    state = state_of(1, setup_ms=SETUP_MS)
+    run(state, slots_of([{"time_ms": T0, "price": 10.0}, {"kind": TIME, "time_ms": T0 + SETUP_MS}, {"time_ms": T0 + SETUP_MS, "price": 10.0}]))
+    run(state, slots_of([{"kind": GAP}, {"kind": HEALED, "open": unfilled}, {"kind": TIME, "time_ms": T0 + SETUP_MS + MINUTE}]))
+    assert state.tainted() == listed
