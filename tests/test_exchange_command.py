@@ -67,6 +67,8 @@ async def test_a_killed_exchange_comes_back_with_its_books(tmp_path: Path) -> No
     "argv",
     [
         ["--speed", "61"], ["--speed", "x"], ["--account", "only"], ["--account", "k:s:-1"], ["--market", "binance"], ["--market", "replay"],
+        ["--rest-url", "http://x"], ["--market", "binance", "--rest-url", "http://x", "--market-url", "ws://x"],
+        ["--market", "binance", "--rest-url", "http://x", "--market-url", "ws://x", "--public-url", "ws://x", "--speed", "2"],
         ["--port", "70000"], ["--latency-ms", "-5"], ["--nonsense"], ["--account", "a:b:1", "--account", "a:c:1"],
     ],
 )  # fmt: skip

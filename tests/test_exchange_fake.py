@@ -102,6 +102,9 @@ class FakeMarket:
             out.append((start, price[0], price.max(), price.min(), price[-1], qty.sum(), taker, len(bar), float((price * qty).sum()), 0.0))
         return np.array(out, KLINE_DTYPE)
 
+    def marks(self) -> None:
+        return None
+
     def resume_state(self) -> dict[str, Any]:
         return {}
 

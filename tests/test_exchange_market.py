@@ -383,7 +383,7 @@ def test_an_invented_symbol_trades_like_the_rest() -> None:
 
 def test_an_unknown_kind_is_refused_by_name() -> None:
     with pytest.raises(Fatal, match="SIM_MARKET"):
-        open_market("binance", symbols=(), seed=1, path=None, now_ms=NOW, resume=None)
+        open_market("other", symbols=(), seed=1, path=None, now_ms=NOW, resume=None)
 
 
 # ---- replay ----

@@ -20,6 +20,8 @@ from src.exchange.orders import ZERO, AlgoEvent, AlgoOrder, AlgoStatus, Side, al
 from src.exchange.placing import Placing
 from src.exchange.state import State
 
+UNSEEN_RETRY_MS = 100
+
 Schedule = Callable[[int, Callable[[], object]], None]
 
 
@@ -162,6 +164,9 @@ class AlgoService:
     def _spawn(self, algo: AlgoOrder) -> None:
         """The order behind a triggered algo order reaches the book."""
         if algo.status is not AlgoStatus.TRIGGERING:
+            return
+        if not self._state.quotes.seen(algo.symbol):
+            self._schedule(self._state.now_ms + UNSEEN_RETRY_MS, lambda: self._spawn(algo))
             return
         account = self._state.accounts[algo.account]
         limit = algo.type in ("STOP", "TAKE_PROFIT")

@@ -112,14 +112,18 @@ class Kept:
             core.open_account(i)
         state.changes.clear()
 
+    def held(self) -> tuple[str, ...]:
+        """The symbols in which there are positions or open orders."""
+        held = {o.symbol for o in self.orders.values() if o.open} | {a.symbol for a in self.algos.values() if a.open}
+        held |= {p.symbol for a in self.accounts.values() for p in a.positions.values() if p.qty}
+        return tuple(self.snapshot.symbols[i] for i in sorted(held))
+
     def _symbols(self, state: State) -> dict[int, int]:
         """From the index in the books to the index now."""
         place = {i: state.index[name] for i, name in enumerate(self.snapshot.symbols) if name in state.index}
-        missing = {o.symbol for o in self.orders.values() if o.open} | {a.symbol for a in self.algos.values() if a.open}
-        missing |= {p.symbol for a in self.accounts.values() for p in a.positions.values() if p.qty}
-        missing -= place.keys()
+        missing = [name for name in self.held() if name not in state.index]
         if missing:
-            names = ", ".join(self.snapshot.symbols[i] for i in sorted(missing))
+            names = ", ".join(missing)
             raise Fatal(f"the exchange's books hold positions or orders in {names}: list these symbols too, or use another directory")
         return place
 

@@ -47,13 +47,17 @@ Operation = Callable[[Call], "Any | Awaitable[Any]"]
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An operation with its price. ``weight`` may depend on parameters. ``orders``: what it adds to the 10 s and 1 min order counts."""
+    """An operation with its price. ``weight`` may depend on parameters. ``orders``: what it adds to the 10 s and 1 min order counts.
+
+    ``history``: offered only where the exchange makes or plays the market itself.
+    """
 
     operation: Operation
     security: Security = Security.NONE
     weight: int | Callable[[Params], int] = 1
     orders: tuple[int, int] | None = None
     weighed: bool = True
+    history: bool = False
 
     def cost(self, params: Params) -> int:
         return self.weight if isinstance(self.weight, int) else self.weight(params)

@@ -17,7 +17,7 @@ except ImportError:
 from src.clock import SPEED_MAX
 from src.error_handler import AegisError, failure, setup_logging
 from src.exchange.market import KINDS
-from src.exchange.options import DEFAULT_ACCOUNT, Account, ExchangeOptions
+from src.exchange.options import DEFAULT_ACCOUNT, Account, ExchangeOptions, VenueUrls
 from src.exchange.server import Ready, serve
 
 
@@ -73,19 +73,36 @@ def options_of(argv: list[str]) -> ExchangeOptions:
     parser.add_argument("--books", help="directory in which to keep the books and find them again")
     parser.add_argument("--path", help="the recording, for --market replay")
     parser.add_argument("--start", default="", help="where live trading begins in the recording, such as 2025-05-05T14:30 (UTC)")
+    parser.add_argument("--rest-url", default="", help="the venue's public REST, for --market binance")
+    parser.add_argument("--market-url", default="", help="its /market streams, such as wss://fstream.binance.com/market")
+    parser.add_argument("--public-url", default="", help="its /public streams")
     parser.add_argument("--control", action="store_true", help="open /control for tests")
     given = parser.parse_args(argv)
     if given.market == "replay" and not given.path:
         parser.error("--market replay needs --path")
+    venue = _venue(parser, given)
     accounts = tuple(given.account or (DEFAULT_ACCOUNT,))
     if len({a.key for a in accounts}) != len(accounts):
         parser.error("two accounts have the same key")
     return ExchangeOptions(
         port=given.port, market=given.market, symbols=tuple(s for s in given.symbols.upper().split(",") if s), seed=given.seed,
-        path=given.path, start=given.start,
+        path=given.path, start=given.start, venue=venue,
         speed=given.speed, latency_ms=given.latency_ms, accounts=accounts,
         books_dir=given.books, control=given.control,
     )  # fmt: skip
+
+
+def _venue(parser: _Parser, given: argparse.Namespace) -> VenueUrls | None:
+    urls = (given.rest_url, given.market_url, given.public_url)
+    if given.market != "binance":
+        if any(urls):
+            parser.error("--rest-url, --market-url and --public-url go with --market binance")
+        return None
+    if not all(urls):
+        parser.error("--market binance needs --rest-url, --market-url and --public-url")
+    if given.speed != 1:
+        parser.error("--market binance runs at --speed 1")
+    return VenueUrls(*urls)
 
 
 async def _run(options: ExchangeOptions) -> None:

@@ -54,6 +54,7 @@ class Core:
         self.options = options
         self.market = market
         self.state = State(options, market.symbols, now_ms)
+        self.state.quotes.told = market.marks()
         self.execution = Execution(self.state)
         self.placing = Placing(self.state, self.execution)
         self.algo = AlgoService(self.state, self.execution, self.placing, self._later)

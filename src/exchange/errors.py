@@ -23,6 +23,7 @@ TEXTS: dict[int, str] = {
     -1105: "Parameter '{0}' was empty.",
     -1106: "Parameter '{0}' sent when not required.",
     -1111: "Precision is over the maximum defined for this asset.",
+    -1112: "No orders on book for symbol.",
     -1115: "Invalid timeInForce.",
     -1116: "Invalid orderType.",
     -1117: "Invalid side.",

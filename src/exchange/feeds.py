@@ -19,7 +19,6 @@ from src.clock import monotonic_ns
 from src.exchange import depth
 from src.exchange.candles import INTERVALS, candles, close_of, length_of, open_of
 from src.exchange.events import money
-from src.exchange.quotes import funding_rate, next_funding_ms
 from src.exchange.state import UserEvent
 from src.exchange.streams import MARKET, PUBLIC, Channel, Streams
 from src.exchange.venue import Venue
@@ -146,6 +145,7 @@ class Feeds:
     def _agg_trades(self, symbol: int, channel: Channel, rows: NDArray[np.void]) -> None:
         price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]
         name, publish = self._state.specs[symbol].symbol, channel.publish
+        rows = rows[rows["qty"] > 0]
         for t, p, q, maker, agg_id, first, last in zip(*(rows[c].tolist() for c in _AGG), strict=True):
             size = qty(q)
             publish(
@@ -172,10 +172,10 @@ class Feeds:
 
     def _mark(self, symbol: int, at_ms: int) -> dict[str, Any]:
         spec, mark = self._state.specs[symbol], money(self._state.quotes.mark(symbol))
-        upcoming = next_funding_ms(spec, at_ms)
+        upcoming = self._state.quotes.next_funding_ms(symbol, at_ms)
         return {
             "e": "markPriceUpdate", "E": at_ms, "s": spec.symbol, "p": mark, "ap": mark, "i": mark, "P": mark,
-            "r": format(funding_rate(spec.symbol, upcoming), "f"), "T": upcoming, "st": 1,
+            "r": format(self._state.quotes.funding_rate(symbol, upcoming), "f"), "T": upcoming, "st": 1,
         }  # fmt: skip
 
     def _one_mark(self, paced: _Paced, now: int) -> None:
@@ -227,7 +227,7 @@ class Feeds:
 
     def _depth(self, paced: _Paced, bids: list[list[str]], asks: list[list[str]]) -> None:
         quotes, symbol = self._state.quotes, paced.symbol
-        update, name = int(quotes.agg_id[symbol]), self._state.specs[symbol].symbol
+        update, name = quotes.update(symbol), self._state.specs[symbol].symbol
         before = paced.update or update - 1
         paced.update = update
         body = {"e": "depthUpdate", "E": self._state.now_ms, "T": int(quotes.time_ms[symbol]), "s": name, "ps": name, "U": before + 1,
@@ -236,14 +236,14 @@ class Feeds:
         paced.channel.publish(msgspec.json.encode(body))
 
     def _partial_depth(self, paced: _Paced, _now: int) -> None:
-        if not self._state.quotes.known(paced.symbol) or int(self._state.quotes.agg_id[paced.symbol]) == paced.update:
+        if not self._state.quotes.seen(paced.symbol) or self._state.quotes.update(paced.symbol) == paced.update:
             return
         bids, asks = self._sides(paced.symbol, paced.levels)
         self._depth(paced, [list(x) for x in bids.items()], [list(x) for x in asks.items()])
 
     def _diff_depth(self, paced: _Paced, _now: int) -> None:
         """Levels that changed among the twenty on each side; a level that has left is removed."""
-        if not self._state.quotes.known(paced.symbol) or int(self._state.quotes.agg_id[paced.symbol]) == paced.update:
+        if not self._state.quotes.seen(paced.symbol) or self._state.quotes.update(paced.symbol) == paced.update:
             return
         sides = self._sides(paced.symbol, paced.levels)
         changes = []

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.exchange.market import Market
+from src.exchange.marks import Marks
 from src.exchange.symbols import SymbolSpec
 
 
@@ -38,6 +39,9 @@ class JumpingMarket:
 
     def jump(self, symbol: int, at_ms: int, ticks: int) -> None:
         self.jumps.append((symbol, at_ms, ticks))
+
+    def marks(self) -> Marks | None:
+        return self._source.marks()
 
     def trades(self, from_ms: int, to_ms: int) -> NDArray[np.void]:
         rows = self._source.trades(from_ms, to_ms)

@@ -7,6 +7,9 @@ steps, whole numbers.
 Ids are ``agg_id`` (aggregate trades: continuous where the path is made here, as recorded where trades are replayed) and ``first_id`` …
 ``last_id`` (the single trades inside; a candle's trade count is the sum of last_id − first_id + 1). ``bid`` and ``ask`` are the top of
 the book right after the trade; bid < ask always.
+
+A market with a venue behind it is not decided: it holds what was seen, once, in the order it came. Its rows with ``qty`` 0 and
+``buyer_is_maker`` 2 are no trades but movements of the book, and both prices 0 there mean that nobody sees the book just now.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ from numpy.typing import NDArray
 
 from src.error_handler import Fatal
 from src.exchange.expansion import KLINE_DTYPE, TRADE_DTYPE
+from src.exchange.marks import Marks
 from src.exchange.replay import open_replay
 from src.exchange.symbols import SymbolSpec
 from src.exchange.synthetic import open_synthetic
 
 __all__ = ["KINDS", "KLINE_DTYPE", "TRADE_DTYPE", "Market", "open_market"]
 
-KINDS = ("synthetic", "replay")
+KINDS = ("synthetic", "replay", "binance")
+MADE = KINDS[:2]
 
 
 class Market(Protocol):
@@ -62,6 +67,10 @@ class Market(Protocol):
         """
         ...
 
+    def marks(self) -> Marks | None:
+        """Mark prices and funding rates where a venue tells them; None: the exchange makes its own."""
+        ...
+
     def resume_state(self) -> dict[str, Any]:
         """A small JSON object: ``open_market(resume=…)`` with it continues this very path."""
         ...
@@ -69,7 +78,8 @@ class Market(Protocol):
 
 def open_market(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | None, now_ms: int, resume: dict[str, Any] | None,
                 start: str = "") -> Market:  # fmt: skip
-    """Open a market at market time ``now_ms``; a recording's live trading begins at ``start``, its own UTC time, where that is given.
+    """Open a made or recorded market at market time ``now_ms``; a recording's live trading begins at ``start``, its own UTC time, where
+    that is given. (The door to a venue's market is ``binance.open_binance``, which has to wait for answers.)
 
     No ``symbols``: the default twenty, or all of the recording.
 
@@ -81,7 +91,7 @@ def open_market(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | N
     elif kind == "replay":
         market = open_replay(path=path, symbols=symbols, seed=seed, now_ms=now_ms, resume=resume, start=start)
     else:
-        raise Fatal(f"SIM_MARKET is {kind!r}, and must be one of {', '.join(KINDS)}", setting="SIM_MARKET", value=kind)
+        raise Fatal(f"SIM_MARKET is {kind!r}, and must be one of {', '.join(MADE)}", setting="SIM_MARKET", value=kind)
     _compile(market)
     return market
 

@@ -55,11 +55,19 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class VenueUrls:
+    """Where a real venue's public data are: REST, and the stream bases of the two routes (without ``/ws``)."""
+
+    rest: str
+    market: str
+    public: str
+
+
+@dataclass(frozen=True, slots=True)
 class ExchangeOptions:
     """Everything ``serve`` needs. ``port`` 0 takes a free one. ``symbols`` empty leaves the choice to the market source.
 
-    ``start``: where live trading
-    begins in a recording, in its own UTC time.
+    ``start``: where live trading begins in a recording, in its own UTC time. ``venue``: for market ``binance``, whose speed is 1.
     """
 
     host: str = "127.0.0.1"
@@ -69,6 +77,7 @@ class ExchangeOptions:
     seed: int = 1
     path: str | None = None
     start: str = ""
+    venue: VenueUrls | None = None
     speed: float = 1.0
     latency_ms: int = 20
     accounts: tuple[Account, ...] = (DEFAULT_ACCOUNT,)

@@ -30,6 +30,7 @@ from src.exchange.expansion import (
     fill_flat,
     merge_candles,
 )
+from src.exchange.marks import Marks
 from src.exchange.symbols import SymbolSpec
 
 DAY_MS = 86_400_000
@@ -162,6 +163,9 @@ class PathMarket:
 
     def resume_state(self) -> dict[str, Any]:
         return dict(self._state)
+
+    def marks(self) -> Marks | None:
+        return None
 
     def trades(self, from_ms: int, to_ms: int) -> Trades:
         from_ms = max(from_ms, self.start_ms)

@@ -20,7 +20,7 @@ from src.exchange.filters import band, check_notional, check_percent_price
 from src.exchange.ledger import AccountState, Position
 from src.exchange.margin import exposure, max_notional, order_notionals
 from src.exchange.orders import ZERO, AlgoEvent, AlgoOrder, Order, OrderEvent, PositionSide, Side, hedge_closing, step
-from src.exchange.quotes import Print
+from src.exchange.quotes import QUOTE, Print
 from src.exchange.state import State
 
 _MATCH_LEVEL = {"OPPONENT": 0, "OPPONENT_5": 4, "QUEUE": 0, "QUEUE_5": 4, "QUEUE_10": 9, "QUEUE_20": 19}
@@ -41,6 +41,8 @@ class Placing:
         state, spec = self._state, self._state.specs[entry.symbol]
         if not state.quotes.known(entry.symbol):
             raise ApiError(-4131)
+        if not state.quotes.seen(entry.symbol):
+            raise ApiError(-1112)
         price = self._matched_price(entry)
         qty = entry.qty
         mark = state.quotes.mark(entry.symbol)
@@ -245,6 +247,8 @@ class Placing:
             raise ApiError(-2013)
         if order.type != "LIMIT":
             raise ApiError(-5025)
+        if not self._state.quotes.seen(order.symbol):
+            raise ApiError(-1112)
         if order.side is not entry.side:
             raise ApiError(-1102, "side")
         if entry.reduce_only and not order.reduce_only:
@@ -293,13 +297,13 @@ class Placing:
     # ------------------------------------------------------------------ the market comes to what rests
 
     def on_trade(self, trade: Print) -> None:
-        """One trade of the market against our resting orders of its symbol."""
+        """One trade of the market, or one movement of its book, against our resting orders of its symbol."""
         spec = self._state.specs[trade.symbol]
         for order in sorted(self._state.resting[trade.symbol].values(), key=lambda o: o.id):
             if not order.open:
                 continue
             sign = order.side.sign
-            through = (order.ticks - trade.ticks) * sign
+            through = (order.ticks - trade.ticks) * sign if trade.buyer_is_maker != QUOTE else -1
             facing, shown = (trade.ask, trade.ask_steps) if order.side is Side.BUY else (trade.bid, trade.bid_steps)
             left = int(order.remaining / spec.step)
             if through > 0:

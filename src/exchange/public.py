@@ -13,7 +13,6 @@ from src.exchange.entry import optional_symbol, symbol_of
 from src.exchange.errors import ApiError
 from src.exchange.events import money
 from src.exchange.params import Params
-from src.exchange.quotes import funding_rate, next_funding_ms
 from src.exchange.state import State
 from src.exchange.symbols import SymbolSpec
 
@@ -102,7 +101,7 @@ def depth_weight(params: Params) -> int:
 def book_sides(call: Call, symbol: int, limit: int) -> tuple[list[list[str]], list[list[str]]]:
     """Bids and asks of the modelled book as text."""
     quotes, words = call.venue.state.quotes, call.venue.words
-    if not quotes.known(symbol):
+    if not quotes.seen(symbol):
         return [], []
     price, qty = words.price[symbol], words.qty[symbol]
     bids = [[price(t), qty(s)] for t, s in islice(depth.levels(quotes.bids(symbol), -1), limit)]
@@ -115,7 +114,7 @@ def order_book(call: Call) -> dict[str, Any]:
     bids, asks = book_sides(call, symbol, _depth_limit(call.params))
     quotes = call.venue.state.quotes
     return {
-        "lastUpdateId": int(quotes.agg_id[symbol]), "E": call.venue.state.now_ms, "T": int(quotes.time_ms[symbol]), "bids": bids,
+        "lastUpdateId": quotes.update(symbol), "E": call.venue.state.now_ms, "T": int(quotes.time_ms[symbol]), "bids": bids,
         "asks": asks,
     }  # fmt: skip
 
@@ -214,10 +213,10 @@ def price_klines(call: Call) -> list[list[Any]]:
 
 def _premium(state: State, symbol: int) -> dict[str, Any]:
     spec, mark = state.specs[symbol], money(state.quotes.mark(symbol))
-    upcoming = next_funding_ms(spec, state.now_ms)
+    upcoming = state.quotes.next_funding_ms(symbol, state.now_ms)
     return {
         "symbol": spec.symbol, "markPrice": mark, "indexPrice": mark, "estimatedSettlePrice": mark,
-        "lastFundingRate": format(funding_rate(spec.symbol, upcoming), "f"), "interestRate": "0.00010000", "nextFundingTime": upcoming,
+        "lastFundingRate": format(state.quotes.funding_rate(symbol, upcoming), "f"), "interestRate": "0.00010000", "nextFundingTime": upcoming,
         "time": state.now_ms,
     }  # fmt: skip
 
@@ -258,11 +257,12 @@ def funding_rates(call: Call) -> list[dict[str, Any]]:
 
 
 def _funding_row(call: Call, symbol: int, at_ms: int) -> dict[str, Any]:
-    spec = call.venue.state.specs[symbol]
-    bar = call.venue.core.market.klines(symbol, MINUTE_MS, at_ms - MINUTE_MS, at_ms, call.venue.state.now_ms)
+    state = call.venue.state
+    spec = state.specs[symbol]
+    bar = call.venue.core.market.klines(symbol, MINUTE_MS, at_ms - MINUTE_MS, at_ms, state.now_ms)
     mark = money(int(bar["close"][0]) * spec.tick) if len(bar) else ""
     return {
-        "symbol": spec.symbol, "fundingTime": at_ms, "fundingRate": format(funding_rate(spec.symbol, at_ms), "f"), "markPrice": mark,
+        "symbol": spec.symbol, "fundingTime": at_ms, "fundingRate": format(state.quotes.funding_rate(symbol, at_ms), "f"), "markPrice": mark,
         "rateType": "Regular",
     }  # fmt: skip
 
@@ -321,7 +321,7 @@ def ticker_book(call: Call) -> Any:
         return {
             "symbol": state.specs[i].symbol, "bidPrice": price(int(quotes.bid[i])), "bidQty": qty(int(quotes.bid_qty[i])),
             "askPrice": price(int(quotes.ask[i])), "askQty": qty(int(quotes.ask_qty[i])), "time": int(quotes.time_ms[i]),
-            "lastUpdateId": int(quotes.agg_id[i]),
+            "lastUpdateId": quotes.update(i),
         }  # fmt: skip
 
     return one_or_all(call, row)

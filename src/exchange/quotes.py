@@ -1,7 +1,8 @@
 """What the core knows of the market: last price, top of book and mark price of every symbol, as arrays with a row a symbol.
 
 The mark price (and the index price, which is the same here) starts at the last price and moves an eighth of the way towards it once a
-market second, in whole units of 1e-8. Funding rates are a fixed function of symbol and settlement time.
+market second, in whole units of 1e-8. Funding rates are a fixed function of symbol and settlement time. A market with a venue behind it
+tells both itself (``told``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.exchange.depth import Top
+from src.exchange.marks import Marks
 from src.exchange.orders import E8
 from src.exchange.symbols import SymbolSpec
 
@@ -36,6 +38,8 @@ class Print(NamedTuple):
     ask_steps: int
 
 
+QUOTE = 2
+"""In ``buyer_is_maker``: no trade (``qty`` 0), the top of the book has moved. ``bid`` and ``ask`` 0: nobody sees the book just now."""
 PRINT_FIELDS = ["time_ms", "symbol", "price", "qty", "buyer_is_maker", "bid", "ask", "bid_qty", "ask_qty"]
 
 
@@ -53,9 +57,12 @@ class Quotes:
         self.last_qty = np.zeros(n, np.int64)
         self.time_ms = np.zeros(n, np.int64)
         self.agg_id = np.zeros(n, np.int64)
+        self.moves = np.zeros(n, np.int64)
         self.taken_bid = np.zeros(n, np.int64)
         self.taken_ask = np.zeros(n, np.int64)
         self.mark_e8 = np.zeros(n, np.int64)
+        self.told: Marks | None = None
+        self._jumped_e8 = np.zeros(n, np.int64)
         self._tick_e8 = np.array([int(s.tick / E8) for s in specs], np.int64)
 
     def take(self, trades: NDArray) -> None:
@@ -66,26 +73,43 @@ class Quotes:
             getattr(self, name)[sym] = trades[field]
         self.taken_bid[sym] = 0
         self.taken_ask[sym] = 0
+        if self.told is not None:
+            np.add.at(self.moves, sym[trades["qty"] == 0], 1)
         fresh = self.mark_e8 == 0
         if fresh.any():
             self.reset_marks(np.flatnonzero(fresh))
 
     def reset_marks(self, symbols: NDArray) -> None:
         self.mark_e8[symbols] = self.last[symbols] * self._tick_e8[symbols]
+        self._hear()
 
     def second(self) -> None:
-        """A market second has passed: marks move towards the last prices."""
+        """A market second has passed: marks move towards the last prices, where nobody tells them."""
         self.mark_e8 += (self.last * self._tick_e8 - self.mark_e8) // 8
+        self._hear()
+
+    def _hear(self) -> None:
+        if self.told is not None:
+            self.mark_e8 = np.where(self.told.mark_e8 > 0, self.told.mark_e8 + self._jumped_e8, self.mark_e8)
 
     def shift(self, symbol: int, ticks: int) -> None:
         """The whole market of a symbol jumps."""
         for side in (self.last, self.bid, self.ask):
             side[symbol] += ticks
         self.mark_e8[symbol] += ticks * self._tick_e8[symbol]
+        self._jumped_e8[symbol] += ticks * self._tick_e8[symbol]
 
     def known(self, symbol: int) -> bool:
         """Whether this symbol has traded at all."""
         return bool(self.last[symbol])
+
+    def seen(self, symbol: int) -> bool:
+        """Whether the top of its book is known; a market with a venue behind it may be cut off."""
+        return bool(self.bid[symbol] and self.ask[symbol])
+
+    def update(self, symbol: int) -> int:
+        """Rises by at least one with every trade and every movement of the book."""
+        return int(self.agg_id[symbol] + self.moves[symbol])
 
     def mark(self, symbol: int) -> Decimal:
         return int(self.mark_e8[symbol]) * E8
@@ -106,9 +130,24 @@ class Quotes:
     def asks(self, symbol: int) -> Top:
         return Top(int(self.ask[symbol]), int(self.ask_qty[symbol]), self.typical_steps(symbol))
 
+    def funding_rate(self, symbol: int, at_ms: int) -> Decimal:
+        """The rate settled at ``at_ms``."""
+        return self.told.rate(symbol, at_ms) if self.told is not None else funding_rate(self.specs[symbol].symbol, at_ms)
+
+    def settles(self, symbol: int, at_ms: int) -> bool:
+        """Whether funding is settled at ``at_ms``, a whole hour."""
+        if self.told is not None:
+            return self.told.settles(symbol, at_ms)
+        return at_ms % (self.specs[symbol].funding_interval_hours * HOUR_MS) == 0
+
+    def next_funding_ms(self, symbol: int, now_ms: int) -> int:
+        """The next settlement after now."""
+        told = self.told.due_ms(symbol) if self.told is not None else 0
+        return told if told > now_ms else next_funding_ms(self.specs[symbol], now_ms)
+
 
 def funding_rate(symbol: str, at_ms: int) -> Decimal:
-    """The rate settled at ``at_ms``: between -0.03 % and 0.03 %, the same in every run."""
+    """The made-up rate settled at ``at_ms``: between -0.03 % and 0.03 %, the same in every run."""
     digest = hashlib.blake2b(f"{symbol}:{at_ms}".encode(), digest_size=4).digest()
     return Decimal(int.from_bytes(digest, "big") % 60_001 - 30_000) * E8
 

@@ -31,20 +31,20 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("GET", "v1/time"): Endpoint(public.server_time),
     ("GET", "v1/exchangeInfo"): Endpoint(public.exchange_info),
     ("GET", "v1/depth"): Endpoint(public.order_book, weight=public.depth_weight),
-    ("GET", "v1/trades"): Endpoint(public.trades, weight=5),
-    ("GET", "v1/aggTrades"): Endpoint(public.agg_trades, weight=20),
-    ("GET", "v1/klines"): Endpoint(public.klines, weight=public.kline_weight),
-    ("GET", "v1/continuousKlines"): Endpoint(public.continuous_klines, weight=public.kline_weight),
-    ("GET", "v1/markPriceKlines"): Endpoint(public.price_klines, weight=public.kline_weight),
-    ("GET", "v1/indexPriceKlines"): Endpoint(public.price_klines, weight=public.kline_weight),
+    ("GET", "v1/trades"): Endpoint(public.trades, weight=5, history=True),
+    ("GET", "v1/aggTrades"): Endpoint(public.agg_trades, weight=20, history=True),
+    ("GET", "v1/klines"): Endpoint(public.klines, weight=public.kline_weight, history=True),
+    ("GET", "v1/continuousKlines"): Endpoint(public.continuous_klines, weight=public.kline_weight, history=True),
+    ("GET", "v1/markPriceKlines"): Endpoint(public.price_klines, weight=public.kline_weight, history=True),
+    ("GET", "v1/indexPriceKlines"): Endpoint(public.price_klines, weight=public.kline_weight, history=True),
     ("GET", "v1/premiumIndex"): Endpoint(public.premium_index, weight=_by_symbol(1, 10)),
-    ("GET", "v1/fundingRate"): Endpoint(public.funding_rates, weight=0, weighed=False),
-    ("GET", "v1/fundingInfo"): Endpoint(public.funding_info, weight=0, weighed=False),
-    ("GET", "v1/ticker/24hr"): Endpoint(public.ticker_24hr, weight=_by_symbol(1, 40)),
+    ("GET", "v1/fundingRate"): Endpoint(public.funding_rates, weight=0, weighed=False, history=True),
+    ("GET", "v1/fundingInfo"): Endpoint(public.funding_info, weight=0, weighed=False, history=True),
+    ("GET", "v1/ticker/24hr"): Endpoint(public.ticker_24hr, weight=_by_symbol(1, 40), history=True),
     ("GET", "v1/ticker/price"): Endpoint(public.ticker_price, weight=_by_symbol(1, 2)),
     ("GET", "v2/ticker/price"): Endpoint(public.ticker_price, weight=_by_symbol(1, 2)),
     ("GET", "v1/ticker/bookTicker"): Endpoint(public.ticker_book, weight=_by_symbol(2, 5)),
-    ("GET", "v1/openInterest"): Endpoint(public.open_interest),
+    ("GET", "v1/openInterest"): Endpoint(public.open_interest, history=True),
     ("POST", "v1/order"): Endpoint(trading.place, SIGNED, 0, (1, 1)),
     ("PUT", "v1/order"): Endpoint(trading.modify, SIGNED, 0, (1, 1)),
     ("GET", "v1/order"): Endpoint(trading.query, SIGNED, 1),
@@ -137,6 +137,8 @@ class Rest:
         venue, wall = self._venue, self._venue.wall_ms()
         params = Params(parse_pairs(query, body))
         venue.limiter.weigh(endpoint.cost(params), wall, market_ms=venue.now_ms(), speed=venue.clock.speed)
+        if endpoint.history and venue.options.venue is not None:
+            raise ApiError(-1020, msg=f"This operation is not supported: the market is a venue's own, ask {venue.options.venue.rest} for it.")
         account, sent, window = -1, 0, 0
         if endpoint.security is not Security.NONE:
             account = venue.keyring.account(key)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import aiohttp
 import msgspec
 from aiohttp import web
 
 from src.clock import Clock, clock_at, epoch_ms
-from src.error_handler import Fatal, lifecycle
+from src.error_handler import Fatal, Retryable, lifecycle
 from src.exchange import ws_api
-from src.exchange.books import Books, forget_old
+from src.exchange.binance import Patience, Watch, open_binance
+from src.exchange.books import Books, Kept, forget_old
 from src.exchange.control import PREFIX as CONTROL_PREFIX
 from src.exchange.control import Control
 from src.exchange.core import Core
@@ -54,10 +57,8 @@ def ready_at(host: str, port: int, clock: Clock) -> Ready:
     return Ready(f"http://{host}:{port}", f"{ws}/public", f"{ws}/market", f"{ws}/private", f"{ws}{ws_api.PATH}", clock)
 
 
-def build(options: ExchangeOptions, source: Market | None) -> tuple[Venue, Books | None]:
-    """Market, core and books at the right market time. Fatal: options or books that cannot be used."""
-    books = Books(options.books_dir) if options.books_dir else None
-    kept = books.load() if books is not None else None
+def build(options: ExchangeOptions, source: Market | None, books: Books | None, kept: Kept | None) -> Venue:
+    """Market and core at the right market time, with what the books kept. Fatal: options or books that cannot be used."""
     now = epoch_ms()
     resumed_ms = 0
     if kept is not None:
@@ -79,7 +80,7 @@ def build(options: ExchangeOptions, source: Market | None) -> tuple[Venue, Books
         core.algo.resume()
     if books is not None:
         books.begin(core, source.resume_state())
-    return Venue(options, core, clock_at(now, options.speed), books), books
+    return Venue(options, core, clock_at(now, options.speed), books)
 
 
 class Server:
@@ -133,12 +134,28 @@ class Server:
 
 
 async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], stop: asyncio.Event, source: Market | None = None) -> None:
-    """Run the exchange until ``stop`` is set. ``on_ready`` is called once it answers. Fatal: it cannot start, or its books fail."""
-    venue, books = build(options, source)
+    """Run the exchange until ``stop`` is set. ``on_ready`` is called once it answers. Fatal: it cannot start, or its books fail.
+
+    Over a venue's market it is ready once that is seen; Retryable: the venue does not answer.
+    """
+    books = Books(options.books_dir) if options.books_dir else None
+    kept = books.load() if books is not None else None
+    if source is not None or options.venue is None:
+        await _serve(build(options, source, books, kept), books, on_ready, stop)
+        return
+    async with aiohttp.ClientSession() as session:
+        market = await open_binance(options.venue, options.symbols, kept.held() if kept is not None else (), session,
+                                    now_ms=epoch_ms(), resume=kept.market if kept is not None else None)  # fmt: skip
+        watch = Watch(market, options.venue, session, Patience())
+        await _serve(build(options, market, books, kept), books, on_ready, stop, watch)
+
+
+async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], None], stop: asyncio.Event, watch: Watch | None = None) -> None:
+    options = venue.options
     server = Server(venue)
     runner = web.AppRunner(server.app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
     await runner.setup()
-    chores: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[None]] = []
     try:
         site = web.TCPSite(runner, options.host, options.port, backlog=512)
         try:
@@ -148,17 +165,39 @@ async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], sto
         port = runner.addresses[0][1]
         venue.on_failure = stop.set
         venue.start()
-        chores = asyncio.create_task(server.chores())
+        tasks.append(asyncio.create_task(server.chores()))
+        if watch is not None:
+            tasks.append(asyncio.create_task(watch.run()))
+            tasks[-1].add_done_callback(partial(_ended, venue))
+            await _first_sight(watch, stop)
         on_ready(ready_at(options.host, port, venue.clock))
         await stop.wait()
         if venue.failed is not None:
             raise venue.failed
     finally:
-        if chores is not None:
-            chores.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         venue.stop()
         await server.close()
         await runner.cleanup()
         if books is not None:
             books.close()
         lifecycle("the local exchange has stopped")
+
+
+def _ended(venue: Venue, task: asyncio.Task[None]) -> None:
+    """The one who watches the venue's market never ends by himself: the server stops on it."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        venue.failed = error
+        venue.on_failure()
+
+
+async def _first_sight(watch: Watch, stop: asyncio.Event) -> None:
+    waiting = [asyncio.ensure_future(event.wait()) for event in (watch.seen, stop)]
+    done, _ = await asyncio.wait(waiting, timeout=watch.patience.seen_within_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    if not done:
+        raise Retryable(f"the venue's market was not seen within {watch.patience.seen_within_s:g} s")

@@ -14,7 +14,7 @@ from src.exchange.execution import Execution, closing_side
 from src.exchange.ledger import AccountState, Position, book_fill, book_funding
 from src.exchange.margin import maintenance
 from src.exchange.orders import ZERO, Fill, Order, OrderEvent, q8, step
-from src.exchange.quotes import HOUR_MS, funding_rate
+from src.exchange.quotes import HOUR_MS
 from src.exchange.state import State
 
 
@@ -71,9 +71,9 @@ class Settlement:
         for account in state.accounts:
             for position in account.live_positions():
                 spec = state.specs[position.symbol]
-                if state.now_ms % (spec.funding_interval_hours * HOUR_MS):
+                if not state.quotes.settles(position.symbol, state.now_ms):
                     continue
-                amount = q8(-position.qty * state.quotes.mark(position.symbol) * funding_rate(spec.symbol, state.now_ms))
+                amount = q8(-position.qty * state.quotes.mark(position.symbol) * state.quotes.funding_rate(position.symbol, state.now_ms))
                 isolated = account.setting(position.symbol).isolated
                 book_funding(account, position, isolated, amount)
                 state.touch(account)
@@ -89,6 +89,8 @@ class Settlement:
         cross_balance, cross_maint, cross = account.cross_wallet, ZERO, []
         for position in account.live_positions():
             mark = marks(position.symbol)
+            if not mark:
+                continue  # no price was ever seen: nothing can be said
             maint = maintenance(state.specs[position.symbol].brackets, mark * position.qty)
             if account.setting(position.symbol).isolated:
                 if position.isolated_wallet + position.unrealised(mark) <= maint:
