@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import signal
 import urllib.request
@@ -223,6 +224,60 @@ def test_a_venue_that_does_not_say_what_it_trades_leaves_the_fallback_pairs(tmp_
             process.wait_line("the 20 fallback pairs are used", 60)
             process.wait_line("✅ All processes running")
             until(lambda: get(health_url(process))[0] == 200, 30, what="/health 200")
+
+
+def test_health_says_why_when_the_market_goes_silent_and_when_it_is_back(tmp_path: Path) -> None:
+    with exchange(tmp_path, "--speed", "60", "--account", f"{SIM_KEY}:{SIM_SECRET}:10000") as (_, urls):
+        with running([], daemon_env(tmp_path, EXCHANGE_URL=urls["rest"], STALE_MS="1500")) as process:
+            process.wait_line("✅ All processes running")
+            url = health_url(process)
+            until(lambda: get(url)[0] == 200, 30, what="/health 200")
+            for route in ("market", "public"):
+                post(urls["rest"] + "/control/mute", {"route": route, "on": True})
+            reasons = until(lambda: get(url)[1]["reasons"], 10, what="a reason")
+            assert get(url)[0] == 503 and "data are stale" in reasons[0]
+            assert get(url + "/live")[0] == 200
+            for route in ("market", "public"):
+                post(urls["rest"] + "/control/mute", {"route": route, "on": False})
+            until(lambda: get(url)[0] == 200, 60, what="/health 200 again")
+
+
+def test_the_same_code_runs_as_testnet_with_other_urls(tmp_path: Path) -> None:
+    with exchange(tmp_path, "--speed", "1", "--account", f"{SIM_KEY}:{SIM_SECRET}:10000") as (_, urls):
+        env = daemon_env(tmp_path, TRADING_MODE="testnet", BINANCE_API_KEY=SIM_KEY, BINANCE_API_SECRET=SIM_SECRET, UNIVERSE_SIZE="10",
+                         REST_URL=urls["rest"], MARKET_URL=urls["market"], PUBLIC_URL=urls["public"], PRIVATE_URL=urls["private"],
+                         WS_API_URL=urls["ws_api"])  # fmt: skip
+        with running([], env) as process:
+            process.wait_line("✅ All processes running")
+            until(lambda: get(health_url(process))[0] == 200, 30, what="/health 200")
+            for pid in descendants(process.process.pid):
+                assert SIM_SECRET.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
+            assert process.stop() == 0
+            assert SIM_SECRET not in process.output and SIM_KEY not in process.output
+
+
+def test_intervals_go_down_to_a_second(tmp_path: Path) -> None:
+    env = daemon_env(tmp_path, CANDLE_INTERVAL="1s", SETUP_INTERVAL="1s", UNIVERSE_SIZE="5", SIM_SPEED="10", LOG_LEVEL="INFO")
+    with running([], env) as process:
+        process.wait_line("✅ All processes running")
+        url = health_url(process).replace("/health", "/metrics")
+
+        def closes() -> float:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                lines = [line for line in answer.read().decode().splitlines() if line.startswith('aegis_closes{process="brain"}')]
+            return float(lines[0].split()[-1]) if lines else 0.0
+
+        until(lambda: closes() > 100, 30, what="a hundred closed bars")
+        assert process.stop() == 0 and process.count("ERROR") == 0
+
+
+def test_json_logs_are_one_object_a_line(tmp_path: Path) -> None:
+    with running([], daemon_env(tmp_path, LOG_FORMAT="json", UNIVERSE_SIZE="5")) as process:
+        process.wait_line("✅ All processes running")
+        assert process.stop() == 0
+    rows = [json.loads(line) for line in process.lines]
+    assert {"time", "level", "process", "message"} <= set(rows[0])
+    assert {r["process"] for r in rows} >= {"supervisor", "brain", "orchestrator"}
 
 
 # --- recorded markets -----------------------------------------------------------------------------------------------------------------
