@@ -103,13 +103,15 @@ async def _table(life: Life) -> tuple[SymbolRules, ...]:
 async def _trade(life: Life, given: Given, journal: Journal, symbols: tuple[SymbolRules, ...]) -> None:
     governor = shared_governor(given.clock, life.counters, life.block)
     rest = Rest(given.urls.rest, clock=given.clock, governor=governor, credentials=Credentials(*given.keys))
+    data = rest if given.urls.data == given.urls.rest else Rest(given.urls.data, clock=given.clock, governor=governor)
     try:
         await rest.sync_time()
         await validate_binance_keys(rest)
         fee, rates = await _rates(rest, symbols[0].symbol)
-        await Room(life, given, journal, symbols, Terms(rest, fee, rates)).live()
+        await Room(life, given, journal, symbols, Terms(rest, data, fee, rates)).live()
     finally:
         await rest.close()
+        await data.close()
 
 
 def _make_brain(life: Life, given: Given, journal: Journal, bus: EventBus, symbols: tuple[SymbolRules, ...]) -> Brain:
@@ -153,9 +155,13 @@ async def _rates(rest: Rest, symbol: str) -> tuple[tuple[Decimal, Decimal], dict
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The venue as this account sees it: REST, (maker, taker) commission, and the maintenance margin ratio by symbol."""
+    """The venue as this account sees it: REST, (maker, taker) commission, and the maintenance margin ratio by symbol.
+
+    ``data``: REST of the market; the same, but in paper.
+    """
 
     rest: Rest
+    data: Rest
     fee: tuple[Decimal, Decimal]
     maintenance: dict[str, Decimal]
 
@@ -164,7 +170,8 @@ class Room:
     """Brain, Trade and their connections, wired once; ``live`` runs them from recovery to the last answer."""
 
     def __init__(self, life: Life, given: Given, journal: Journal, symbols: tuple[SymbolRules, ...], terms: Terms) -> None:
-        self.life, self.given, self.rest, self.journal = life, given, terms.rest, journal
+        self.life, self.given, self.journal = life, given, journal
+        self.rest, self.data = terms.rest, terms.data
         s, clock, block = life.settings, given.clock, life.block
         bus = EventBus(tell_errors(block))
         self.brain = _make_brain(life, given, journal, bus, symbols)
@@ -234,7 +241,7 @@ class Room:
         """Until stopped. A task that ends by itself failed, and ends the process: the container starts it anew, and starting is recovering."""
         life, clock, market = self.life, self.given.clock, self.brain.market
         mine = [asyncio.ensure_future(work) for work in (
-            life.stop.wait(), self._ticks(), self._steady(), keep_history(market, self.rest, clock, self.brain.arm, life.stop),
+            life.stop.wait(), self._ticks(), self._steady(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
             keep_prepared(self.trade, self.rest, market.symbols, self.leverage, life.stop))]  # fmt: skip
         waiting = {*mine, *connections}
         try:

@@ -91,7 +91,7 @@ class Settings:
     log_format: str = _setting("text", "", "text, or json: one object a line", choices=("text", "json"))
     ring_slots: int = _setting(16384, "slots of 128 B", "rounded up to a power of two", low=10000, high=1 << 20)
 
-    rest_url: str = _setting("", "URL", "override: REST", empty=True)
+    rest_url: str = _setting("", "URL", "override: REST; in paper of market data only, orders stay local", empty=True)
     market_url: str = _setting("", "URL", "override: /market streams", empty=True)
     public_url: str = _setting("", "URL", "override: /public streams", empty=True)
     private_url: str = _setting("", "URL", "override: /private streams", empty=True)
@@ -128,34 +128,50 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """A mode is a set of URLs. ``rest`` takes orders; ``market``, ``public`` and ``private`` are the routed streams."""
+    """A mode is a set of URLs. ``rest`` takes orders and knows the account; ``market``, ``public`` and ``private`` are the routed streams.
+
+    ``data``: REST of the market that is traded: rules, history, trades. In paper it is the venue's, everywhere else it is ``rest``.
+    """
 
     rest: str
     public: str
     market: str
     private: str
     ws_api: str
+    data: str
 
 
 _URLS = {
     "live": Endpoints("https://fapi.binance.com", "wss://fstream.binance.com/public", "wss://fstream.binance.com/market",
-                      "wss://fstream.binance.com/private", "wss://ws-fapi.binance.com/ws-fapi/v1"),
+                      "wss://fstream.binance.com/private", "wss://ws-fapi.binance.com/ws-fapi/v1",
+                      "https://fapi.binance.com"),
     "testnet": Endpoints("https://demo-fapi.binance.com", "wss://fstream.binancefuture.com/public", "wss://fstream.binancefuture.com/market",
-                         "wss://fstream.binancefuture.com/private", "wss://testnet.binancefuture.com/ws-fapi/v1"),
+                         "wss://fstream.binancefuture.com/private", "wss://testnet.binancefuture.com/ws-fapi/v1",
+                         "https://demo-fapi.binance.com"),
 }  # fmt: skip
 
 
 def endpoints(settings: Settings, local: Endpoints | None = None) -> Endpoints:
-    """The URLs of the mode, with the overrides applied. ``local``: what the local exchange reported, in sim and paper."""
-    found = local or _URLS[settings.trading_mode]
-    names = ("rest", "public", "market", "private", "ws_api")
-    return Endpoints(**{n: (getattr(settings, f"{n}_url") or getattr(found, n)).rstrip("/") for n in names})
+    """The URLs of the mode, with the overrides applied. ``local``: what the local exchange reported, in sim and paper.
+
+    In paper orders and account are the local exchange's (empty while there is none), everything public is the venue's.
+    """
+    s = settings
+    if s.trading_mode == "paper":
+        venue, orders = _URLS["live"], local or Endpoints("", "", "", "", "", "")
+        urls = (orders.rest, s.public_url or venue.public, s.market_url or venue.market, orders.private, orders.ws_api, s.rest_url or venue.data)
+    else:
+        found = local or _URLS[s.trading_mode]
+        urls = (s.rest_url or found.rest, s.public_url or found.public, s.market_url or found.market, s.private_url or found.private,
+                s.ws_api_url or found.ws_api, s.rest_url or found.data)
+    return Endpoints(*(url.rstrip("/") for url in urls))
 
 
 def local_endpoints(url: str) -> Endpoints:
     """The URLs of a local exchange at ``http://host:port``: one port serves all."""
-    ws = "ws" + url.rstrip("/").removeprefix("http")
-    return Endpoints(url.rstrip("/"), f"{ws}/public", f"{ws}/market", f"{ws}/private", f"{ws}/ws-fapi/v1")
+    rest = url.rstrip("/")
+    ws = "ws" + rest.removeprefix("http")
+    return Endpoints(rest, f"{ws}/public", f"{ws}/market", f"{ws}/private", f"{ws}/ws-fapi/v1", rest)
 
 
 def load(environ: Mapping[str, str] | None = None, dotenv: str | Path | None = ".env") -> Settings:
@@ -245,6 +261,8 @@ def _contradictions(s: Settings) -> list[str]:
         wrong.append(f"SIM_SPEED={s.sim_speed:g}: real markets run at 1; unset it, or set TRADING_MODE=sim")
     if s.trading_mode == "live":
         wrong += _live_rules(s)
+    if s.trading_mode == "paper":
+        wrong += _paper_rules(s)
     if s.setup_ms % s.candle_ms:
         wrong.append(f"SETUP_INTERVAL={s.setup_interval!r}: must be a whole number of candles of CANDLE_INTERVAL={s.candle_interval}")
     if s.trading_mode == "sim" and s.sim_market == "replay" and not s.exchange_url:
@@ -266,6 +284,14 @@ def _contradictions(s: Settings) -> list[str]:
         if value and (parts.scheme not in right or not parts.hostname):
             wrong.append(f"{name.upper()}={value!r}: must be a URL that begins with {right[0]}:// or {right[1]}://")
     return wrong
+
+
+def _paper_rules(s: Settings) -> list[str]:
+    """The market is the venue's, orders are the local exchange's: what would mix them up."""
+    wrong = [f"{name}={value!r}: in paper orders go to the local exchange; unset it, or name one that runs by EXCHANGE_URL"
+             for name, value in (("PRIVATE_URL", s.private_url), ("WS_API_URL", s.ws_api_url)) if value]
+    made = (("SIM_MARKET", "" if s.sim_market == "synthetic" else s.sim_market), ("SIM_DATA", s.sim_data), ("SIM_START", s.sim_start))
+    return wrong + [f"{name}={value!r}: in paper the market is the venue's own; unset it, or set TRADING_MODE=sim" for name, value in made if value]
 
 
 def _live_rules(s: Settings) -> list[str]:

@@ -179,6 +179,7 @@ def _market(supervisor: Supervisor, settings: Settings, counters: Any) -> tuple[
     from src import processes
     from src.clock import real_clock
     from src.config import endpoints, local_endpoints
+    from src.error_handler import info
 
     if not settings.local_exchange:
         return endpoints(settings), real_clock()
@@ -186,6 +187,7 @@ def _market(supervisor: Supervisor, settings: Settings, counters: Any) -> tuple[
         return endpoints(settings, local_endpoints(settings.exchange_url)), _clock_of(settings)
     supervisor.spawn("exchange", processes.exchange, settings.without_secrets(), counters)
     ((found, clock),) = supervisor.wait_for("ready", "exchange")
+    info("the local exchange answers", rest=found.rest)
     return endpoints(settings, found), clock
 
 
@@ -202,6 +204,8 @@ def _clock_of(settings: Settings) -> Clock:
         raise Fatal(f"EXCHANGE_URL={settings.exchange_url!r}: no local exchange answers there ({error})") from error
     if clock is None:
         raise Fatal(f"EXCHANGE_URL={settings.exchange_url!r}: answers, but is not a local exchange (it tells no clock)")
+    if settings.trading_mode == "paper" and clock.speed != 1:
+        raise Fatal(f"EXCHANGE_URL={settings.exchange_url!r}: runs at {clock.speed:g} times real time; paper needs one over the venue's market")
     return clock
 
 

@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from src.clock import Clock, monotonic_ns
-from src.config import SIM_KEY, SIM_SECRET, Endpoints, Settings
+from src.clock import Clock, monotonic_ns, real_clock
+from src.config import SIM_KEY, SIM_SECRET, Endpoints, Settings, endpoints
 from src.counters import Counters
 from src.error_handler import AegisError, Fatal, warn
 from src.life import Life, live
@@ -32,17 +32,23 @@ def exchange(name: str, pipe: Connection, settings: Settings, counters: Counters
 
 async def _exchange(life: Life) -> None:
     """Ready is said in our own words, so that the supervisor loads nothing of the exchange."""
-    from src.exchange.options import Account, ExchangeOptions
+    from src.exchange.options import Account, ExchangeOptions, VenueUrls
     from src.exchange.server import serve
 
     s = life.settings
+    if s.trading_mode == "paper":
+        urls = endpoints(s)
+        venue, market = VenueUrls(urls.data, urls.market, urls.public), "binance"
+        symbols = tuple(rules.symbol for rules in await _universe(life, urls, real_clock()))
+    else:
+        venue, market, symbols = None, s.sim_market, s.symbols or _offered(s)
     options = ExchangeOptions(
-        market=s.sim_market, symbols=s.symbols or _offered(s), seed=s.sim_seed, path=s.sim_data or None, start=s.sim_start,
+        market=market, symbols=symbols, seed=s.sim_seed, path=s.sim_data or None, start=s.sim_start, venue=venue,
         speed=s.sim_speed, latency_ms=s.sim_latency_ms,
         accounts=(Account(SIM_KEY, SIM_SECRET, s.sim_balance),), books_dir=str(Path(s.state_dir) / "exchange"))  # fmt: skip
+
     def on_ready(ready: Any) -> None:
-        urls = Endpoints(ready.rest, ready.public, ready.market, ready.private, ready.ws_api)
-        life.ready((urls, ready.clock))
+        life.ready((Endpoints(ready.rest, ready.public, ready.market, ready.private, ready.ws_api, ready.rest), ready.clock))
 
     try:
         await serve(options, on_ready, life.stop)
@@ -66,7 +72,7 @@ def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ri
         symbols = await _universe(life, urls, clock)
         life.pipe.send(("table", symbols))
         warm_up(_progress(life))
-        options = FeedOptions(urls.market, urls.public, urls.rest, clock, symbols, close_grace_ms=settings.close_grace_ms)
+        options = FeedOptions(urls.market, urls.public, urls.data, clock, symbols, close_grace_ms=settings.close_grace_ms)
         await run_feed(options, Ring.over(ring), life.counters, life.ready, life.stop)
 
     live(name, pipe, settings, counters, main)
@@ -74,14 +80,15 @@ def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ri
 
 async def _universe(life: Life, urls: Endpoints, clock: Clock) -> Any:
     """The symbols of this run, in the order of their indices: by volume, or those that were asked for. Twenty pairs that everybody knows
-    where the venue does not answer."""
+    where the venue does not answer. In paper no others than the local exchange lists, which are those and what is held there."""
     from src.market_universe import FALLBACK, select
     from src.venue.budget import shared_governor
     from src.venue.queries import symbol_rules, volumes_24h
     from src.venue.rest import Rest
 
     s = life.settings
-    rest = Rest(urls.rest, clock=clock, governor=shared_governor(clock, life.counters, life.block))
+    governor = shared_governor(clock, life.counters, life.block)
+    rest = Rest(urls.data, clock=clock, governor=governor)
     try:
         rules, _ = await symbol_rules(rest)
         volumes = await volumes_24h(rest)
@@ -92,7 +99,16 @@ async def _universe(life: Life, urls: Endpoints, clock: Clock) -> Any:
         rules, volumes = {r.symbol: r for r in FALLBACK}, {}
     finally:
         await rest.close()
-    return select(rules, volumes, size=s.universe_size, include=s.symbols, now_ms=clock.market_ms())
+    size = s.universe_size
+    if urls.rest not in ("", urls.data):
+        orders = Rest(urls.rest, clock=clock, governor=governor)
+        try:
+            listed, _ = await symbol_rules(orders)
+        finally:
+            await orders.close()
+        rules = {name: one for name, one in rules.items() if name in listed}
+        size = size if s.exchange_url else len(rules)
+    return select(rules, volumes, size=size, include=s.symbols, now_ms=clock.market_ms())
 
 
 def _progress(life: Life) -> Callable[[int, int, str], None]:

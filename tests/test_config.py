@@ -50,6 +50,9 @@ def test_live_defaults_differ_where_money_is_real() -> None:
         ({"COOLDOWN_SECONDS": "60", "COOLDOWN_DURATION": "90"}, ["COOLDOWN_SECONDS", "COOLDOWN_DURATION"]),
         ({"REQUIRE_EVIDENCE": "maybe"}, ["REQUIRE_EVIDENCE='maybe'", "0 or 1"]),
         ({"SYMBOLS": "BTC/USDT"}, ["SYMBOLS='BTC/USDT'", "BTCUSDT"]),
+        ({"TRADING_MODE": "paper", "SIM_SPEED": "2"}, ["SIM_SPEED=2", "real markets run at 1"]),
+        ({"TRADING_MODE": "paper", "WS_API_URL": "wss://ws-fapi.binance.com/ws-fapi/v1"}, ["WS_API_URL", "EXCHANGE_URL"]),
+        ({"TRADING_MODE": "paper", "SIM_MARKET": "replay", "SIM_DATA": "x"}, ["SIM_MARKET='replay'", "SIM_DATA='x'", "the venue's own"]),
         ({"RING_SLOTS": "100"}, ["RING_SLOTS='100'", "at least 10000"]),
     ],
 )
@@ -87,5 +90,18 @@ def test_the_environment_wins_over_the_file(tmp_path) -> None:  # type: ignore[n
 def test_each_mode_has_its_urls_and_overrides_win() -> None:
     live = config.endpoints(load(TRADING_MODE="live", **KEYS))
     assert live.rest == "https://fapi.binance.com" and live.market.startswith("wss://fstream.binance.com/market")
+    assert live.data == live.rest
     local = config.endpoints(load(MARKET_URL="ws://127.0.0.1:9/market"), config.local_endpoints("http://127.0.0.1:5"))
     assert (local.rest, local.market, local.ws_api) == ("http://127.0.0.1:5", "ws://127.0.0.1:9/market", "ws://127.0.0.1:5/ws-fapi/v1")
+
+
+def test_in_paper_the_market_is_the_venues_and_orders_are_the_local_exchanges() -> None:
+    exchange = config.local_endpoints("http://127.0.0.1:5")
+    urls = config.endpoints(load(TRADING_MODE="paper"), exchange)
+    assert (urls.rest, urls.private, urls.ws_api) == (exchange.rest, exchange.private, exchange.ws_api)
+    live = config.endpoints(load(TRADING_MODE="live", **KEYS))
+    assert (urls.data, urls.market, urls.public) == (live.data, live.market, live.public)
+    other = load(TRADING_MODE="paper", REST_URL="http://127.0.0.1:9", MARKET_URL="ws://127.0.0.1:9/market", PUBLIC_URL="ws://127.0.0.1:9/public")
+    urls = config.endpoints(other, exchange)
+    assert (urls.rest, urls.data, urls.market, urls.public) == (exchange.rest, "http://127.0.0.1:9", "ws://127.0.0.1:9/market", "ws://127.0.0.1:9/public")
+    assert config.endpoints(other).rest == "", "before there is a local exchange nothing takes orders"
