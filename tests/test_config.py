@@ -30,7 +30,10 @@ def test_live_defaults_differ_where_money_is_real() -> None:
 @pytest.mark.parametrize(
     ("env", "texts"),
     [
-        ({"MAX_OPEN_POSITIONS": "seven", "RISK_PER_TRADE": "0.5"}, ["MAX_OPEN_POSITIONS='seven'", "whole number", "RISK_PER_TRADE='0.5'", "at most 0.02"]),
+        (
+            {"MAX_OPEN_POSITIONS": "seven", "RISK_PER_TRADE": "0.5"},
+            ["MAX_OPEN_POSITIONS='seven'", "whole number", "RISK_PER_TRADE='0.5'", "at most 0.02"],
+        ),
         ({"TRADING_MODE": "live"}, ["BINANCE_API_KEY is empty", "BINANCE_API_SECRET is empty"]),
         ({"TRADING_MODE": "Liv"}, ["TRADING_MODE='Liv'", "did you mean live"]),
         ({"SETUP_INTERVAL": "7m"}, ["SETUP_INTERVAL='7m'", "15m"]),
