@@ -135,8 +135,9 @@ def short(event: dict[str, Any]) -> str:
 
 @asynccontextmanager
 async def exchange(given: ExchangeOptions | None = None, market: Market | None = None) -> AsyncIterator[Client]:
-    """A running exchange on a fake market (two quiet symbols), and a client of it."""
-    source = market or FakeMarket(("BTCUSDT", "60000"), ("ETHUSDT", "3000"), seconds=600)
+    """A running exchange on a fake market (two quiet symbols) or over a venue that the options name, and a client of it."""
+    over_venue = given is not None and given.venue is not None
+    source = None if over_venue else market or FakeMarket(("BTCUSDT", "60000"), ("ETHUSDT", "3000"), seconds=600)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     started: asyncio.Future[Ready] = loop.create_future()
     task = asyncio.create_task(serve(given or options(), started.set_result, stop, source))

@@ -93,9 +93,10 @@ class Snapshot:
 class PublicRest:
     """Reads of a venue's public REST. Weights: ``specs`` 1, ``snapshot`` 17."""
 
-    def __init__(self, base_url: str, session: aiohttp.ClientSession) -> None:
+    def __init__(self, base_url: str, session: aiohttp.ClientSession, pauses_s: Sequence[float] = PAUSES_S) -> None:
         self._base = base_url.rstrip("/")
         self._session = session
+        self._pauses_s = pauses_s
 
     async def specs(self, wanted: tuple[str, ...], held: tuple[str, ...] = ()) -> tuple[SymbolSpec, ...]:
         """The contracts of that name; of none named, all USDT perpetuals that trade, up to the exchange's bound. Fatal: no such name.
@@ -118,7 +119,7 @@ class PublicRest:
 
     async def _get(self, path: str, kind: type[T], version: str = "v1") -> T:
         url = f"{self._base}/fapi/{version}/{path}"
-        for pause_s in PAUSES_S:
+        for pause_s in self._pauses_s:
             try:
                 return await self._once(url, kind)
             except Retryable:
