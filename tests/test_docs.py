@@ -20,11 +20,13 @@ from typing import Any
 
 import pytest
 
-from src import brain, config, counters, data, error_handler, main, reconciliation, ring_buffer, slots, sockets, supervisor, teacher
+from src import config, counters, data, error_handler, main, reconciliation, ring_buffer, slots, sockets, supervisor, teacher
 from src.bus import Topic
-from src.exchange import faults, market, orders, options, rest, ws_api
+from src.exchange import faults, market, options, orders, rest, ws_api
 from src.journal import Journal
 from src.venue import errors
+from tests.test_exchange_streams import LIVELY, lively
+from tests.test_exchange_wire import exchange
 from tests.test_tidy import LAYERS, ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +81,7 @@ def pattern_of(node: ast.expr) -> str:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return ".*".join(re.escape(part) for part in node.value.split("{}"))
     if isinstance(node, ast.JoinedStr):
-        return "".join(re.escape(part.value) if isinstance(part, ast.Constant) else ".*" for part in node.values)  # type: ignore[arg-type]
+        return "".join(re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".*" for part in node.values)
     return ".*"
 
 
@@ -163,7 +165,8 @@ def settings() -> str:
 def layers() -> str:
     names = ("ground", "words", "means", "market", "judgement", "organs", "composition")
     rows: list[list[str]] = [[str(n), name, code(*row)] for n, (name, row) in enumerate(zip(names, LAYERS, strict=True), 1)]
-    return table(["", "layer", "modules, lowest first"], rows + [["", f"room `{room}/`", "imports only " + code(*sorted(given))] for room, given in ROOMS.items()])
+    rooms = [["", f"room `{room}/`", "imports only " + code(*sorted(given))] for room, given in ROOMS.items()]
+    return table(["", "layer", "modules, lowest first"], rows + rooms)
 
 
 def modules() -> str:
@@ -247,7 +250,8 @@ def renewed(text: str) -> str:
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda p: p.name)
 def test_generated_parts_are_what_the_code_says(path: Path) -> None:
-    stale = [block[1] for old, block in zip(_BLOCK.findall(path.read_text()), _BLOCK.findall(renewed(path.read_text())), strict=True) if old[2] != block[2]]
+    blocks = zip(_BLOCK.findall(path.read_text()), _BLOCK.findall(renewed(path.read_text())), strict=True)
+    stale = [new[1] for old, new in blocks if old[2] != new[2]]
     assert not stale, f"{path.name}: {', '.join(stale)} differ from the code: run python -m tests.test_docs"
 
 
@@ -439,10 +443,6 @@ def test_tests_and_sources_that_are_named_exist() -> None:
             assert (ROOT / file).is_file(), f"{name} names {file}"
 
 
-def test_the_limit_of_batches_is_named_where_it_is() -> None:
-    assert brain.BATCHES_MAX == _value("src/brain.py BATCHES_MAX")[1]
-
-
 # --- the local exchange ----------------------------------------------------------------------------------------------------------------
 
 
@@ -493,22 +493,40 @@ def test_every_refusal_of_the_exchange_is_documented_and_none_else() -> None:
     found = set()
     for path in exchange_sources():
         for node in ast.walk(tree_of(path)) if path.stem != "errors" else ():
-            minus = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant)
-            if minus and isinstance(node.operand.value, int) and 1000 <= node.operand.value <= 9999:  # type: ignore[union-attr, attr-defined]
-                found.add(str(-node.operand.value))  # type: ignore[union-attr, attr-defined]
+            if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) and isinstance(node.operand, ast.Constant):
+                number = node.operand.value
+                if isinstance(number, int) and 1000 <= number <= 9999:
+                    found.add(str(-number))
     yes, no = told("Error codes")
     assert yes == found and not no & found
 
 
 def test_the_control_door_is_documented() -> None:
-    cases = {tuple(p.value.value for p in case.pattern.patterns) for node in ast.walk(tree_of(ROOT / "src/exchange/control.py"))
-             if isinstance(node, ast.Match) for case in node.cases if isinstance(case.pattern, ast.MatchSequence)}  # type: ignore[attr-defined]  # fmt: skip
+    matches = [node for node in ast.walk(tree_of(ROOT / "src/exchange/control.py")) if isinstance(node, ast.Match)]
+    patterns = [case.pattern for node in matches for case in node.cases if isinstance(case.pattern, ast.MatchSequence)]
+    cases = {tuple(ast.literal_eval(part.value) for part in pattern.patterns if isinstance(part, ast.MatchValue)) for pattern in patterns}
     assert {tuple(row.split(" /control/")) for row in column("docs/exchange.md", "The control door")} == cases
     assert column("docs/exchange.md", "Faults") == [kind.value for kind in faults.Kind]
 
 
 def test_the_markets_are_documented() -> None:
     assert column("docs/exchange.md", "Markets") == list(market.KINDS)
+
+
+async def test_streams_deliver_as_documented() -> None:
+    """Each stream that is called delivering does so, one after the other; those that are called silent say nothing all that time."""
+    delivers, silent = told("Streams")
+    async with exchange(LIVELY, lively()) as client:
+        for base in (client.ready.market, client.ready.public):
+            socket = await client.socket(base + "/stream")
+            assert await socket.ask({"method": "SUBSCRIBE", "params": sorted(silent), "id": 1}) == {"result": None, "id": 1}
+            for name in sorted(n for n in delivers if (base == client.ready.public) == bool(re.search("depth|bookTicker", n))):
+                await socket.send({"method": "SUBSCRIBE", "params": [name], "id": 2})
+                got = [m["stream"] for m in await socket.until(lambda m, name=name: m.get("stream") == name) if "stream" in m]
+                assert not silent & set(got)
+                await socket.send({"method": "UNSUBSCRIBE", "params": [name], "id": 3})
+            await socket.send({"method": "SUBSCRIBE", "params": ["btcusdt@aggTrade", "btcusdt@bookTicker"], "id": 4})
+            assert not silent & {(await socket.next()).get("stream") for _ in range(100)}
 
 
 # --- manners ---------------------------------------------------------------------------------------------------------------------------
