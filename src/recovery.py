@@ -7,12 +7,12 @@ passed; orders that do not bear our prefix are never touched; what is acted on w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from dataclasses import replace
 from decimal import Decimal
 
 from src.clock import Clock, monotonic_ns
 from src.error_handler import AegisError, Retryable, info, lifecycle, warn
-from src.gateway import Answer, Gateway
+from src.gateway import Gateway
 from src.journal import Journal
 from src.models import ZERO, Account, AlgoUpdate, PositionUpdate, Role
 from src.portfolio import Portfolio
@@ -48,8 +48,7 @@ async def reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock:
 
 async def _reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock: Clock) -> None:
     account, guards = await _snapshot(gateway)
-    symbols = set(portfolio.slots)
-    trade.account = Account(account.wallet, _foreign_unrealised(account, symbols), account.positions, account.as_of_ms or clock.market_ms())
+    trade.account = replace(account, as_of_ms=account.as_of_ms or clock.market_ms())
     amounts = {p.symbol: p.amount for p in account.positions if p.amount != 0}
     for slot in list(portfolio.slots.values()):
         await _reconcile_slot(trade, portfolio, gateway, slot, amounts.get(slot.symbol, ZERO), guards)
@@ -83,17 +82,10 @@ async def _reconcile_slot(trade: Trade, portfolio: Portfolio, gateway: Gateway, 
             trade.on_event(standing[order.client_id])
             continue
         ask = Ask(slot.symbol, order.client_id, role, slot.made_ms)
-        answer = await gateway.ask(ask)
-        trade.learn(ask, answer if answer.guard is None else Answer(guard=answer.guard))
-        if answer.guard is None:  # not among the open ones and unknown to the query: two sources
-            trade.learn(ask, answer)
+        trade.learn(ask, await gateway.ask(ask))
     now = portfolio.slots.get(slot.symbol)
     if now is not None and now.qty * now.side.sign != amount:
         now.missing_ns = now.missing_ns or monotonic_ns()
-
-
-def _foreign_unrealised(account: Account, ours_held: Iterable[str]) -> Decimal:
-    return sum((p.unrealised for p in account.positions if p.symbol not in set(ours_held)), ZERO)
 
 
 def _count_foreign(trade: Trade, portfolio: Portfolio, positions: tuple[PositionUpdate, ...], clock: Clock) -> None:

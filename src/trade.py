@@ -18,18 +18,35 @@ from typing import Any
 from src.bus import EventBus, Topic
 from src.clock import Clock, monotonic_ns, utc_day
 from src.counters import Block
-from src.error_handler import AegisError, Degraded, Fatal, Halt, Rejected, Retryable, Throttle, critical, failure, info, lifecycle, warn
-from src.gateway import Answer, Call, Gateway
+from src.error_handler import (
+    AegisError,
+    Degraded,
+    Fatal,
+    Halt,
+    Rejected,
+    Retryable,
+    Throttle,
+    Unknown,
+    critical,
+    failure,
+    info,
+    lifecycle,
+    warn,
+)
+from src.gateway import Answer, Call, Gateway, outcome_of
 from src.journal import Intent, Journal
 from src.models import ZERO, Account, AccountUpdate, AlgoUpdate, Fill, OrderUpdate, Quote, Role, Side, Signal, SymbolRules
 from src.portfolio import Portfolio
 from src.risk import Limit, Limits, Refusal, View, approve
-from src.slots import Action, Ask, CancelGuard, Changed, Closed, Died, Opened, SendEntry, SendExit, SendGuard, State, remember
+from src.slots import GUARDS, Action, Ask, CancelGuard, Changed, Closed, Died, Opened, SendEntry, SendExit, SendGuard, State, remember
 from src.venue.orders import ClientIds, parse
 
 HOLD_NS = 60_000_000_000
 """An older copy of the daemon was seen trading: entries wait this long."""
 ORDER_IDS_MAX = 1000
+UNWRITTEN_MAX = 10_000
+"""What the disk refuses waits in memory; of more than so many writes the oldest is dropped and counted (queue_full)."""
+NOTHING_TO_CANCEL = (-2011, -2013)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +85,8 @@ class Trade:
         self._asking: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._hold_until_ns = 0
-        self._unwritten: list[Callable[[], Any]] = []
+        self._unwritten: dict[str, Callable[[], Any]] = {}
+        self._writes = 0
         self._realised_day = (0, ZERO)
         self._ask_throttle = Throttle(5.0)
         desk.bus.subscribe(Topic.SIGNAL_GENERATED, self.on_signal)
@@ -83,12 +101,20 @@ class Trade:
         return self.account.wallet + self.unrealised()
 
     def unrealised(self) -> Decimal:
-        """At the mark price, of what we hold; positions of others as the venue last said."""
-        total = self.account.unrealised
-        for position in self._desk.portfolio.positions():
-            mark = self._desk.quote_of(position.symbol).mark
-            total += position.unrealised(Decimal(repr(mark))) if mark > 0 else ZERO
+        """Of all the account's positions, whoever opened them: at the mark price where we know one, else as the venue last said.
+
+        By the amounts that came with the wallet, not by the slots: the fill that is to follow must not count twice meanwhile.
+        """
+        total = ZERO
+        for position in self.account.positions:
+            mark = self._mark_price(position.symbol)
+            total += (mark - position.entry_price) * position.amount if mark > 0 else position.unrealised
         return total
+
+    def _mark_price(self, symbol: str) -> Decimal:
+        """0 where no price is known, as for symbols that are not of this run."""
+        mark = self._desk.quote_of(symbol).mark if symbol in self._desk.rules else 0.0
+        return Decimal(repr(mark)) if mark > 0 else ZERO
 
     # signals
 
@@ -97,7 +123,7 @@ class Trade:
         verdict = desk.portfolio.consider(signal, desk.clock.market_ms(), self._price_of)
         if verdict.what == "refuse":
             return self._refused(signal, verdict.reason)
-        decision = approve(signal, desk.limit, self._view(signal))
+        decision = approve(signal, desk.limit, self._view(signal, without=verdict.victim))
         if isinstance(decision, Refusal):
             return self._refused(signal, str(decision))
         now_ns = monotonic_ns()
@@ -117,21 +143,28 @@ class Trade:
         price = quote.bid if slot is not None and slot.side is Side.BUY else quote.ask
         return Decimal(repr(price)) if price > 0 else ZERO
 
-    def _view(self, signal: Signal) -> View:
+    def _view(self, signal: Signal, *, without: str = "") -> View:
+        """``without``: a position that makes room first."""
         desk, now_ns = self._desk, monotonic_ns()
         symbol = signal.symbol
-        quote = desk.quote_of(symbol)
-        slots = desk.portfolio.slots.values()
-        at_work = [(s, max(s.qty, s.entry.qty if s.state is State.OPENING else s.qty)) for s in slots]
-        notional = sum((qty * (s.entry_price or s.entry.price) for s, qty in at_work), ZERO)
-        notional += sum((abs(p.amount) * p.entry_price for p in self.account.positions if p.symbol in desk.portfolio.foreign), ZERO)
+        notional = self._notional(without)
         equity = self.equity
         return View(
             equity=equity, available=equity - notional / desk.limit.leverage(signal.source), notional=notional, rules=desk.rules[symbol],
-            quote=quote, maker_rate=desk.fee[0], taker_rate=desk.fee[1], maintenance=desk.maintenance(symbol), now_ns=now_ns,
+            quote=desk.quote_of(symbol), maker_rate=desk.fee[0], taker_rate=desk.fee[1], maintenance=desk.maintenance(symbol), now_ns=now_ns,
             speed=desk.clock.speed, latches=tuple(self.latches), evidence=self.evidence,
             halted=self.halted or ("an older copy was trading a moment ago" if now_ns < self._hold_until_ns else ""),
             prepared=symbol in self.prepared)  # fmt: skip
+
+    def _notional(self, without: str) -> Decimal:
+        """Of all that is held or in flight on the account."""
+        total = ZERO
+        for slot in self._desk.portfolio.slots.values():
+            if slot.symbol != without:
+                qty = max(slot.qty, slot.entry.qty) if slot.state is State.OPENING else slot.qty
+                total += qty * (slot.entry_price or slot.entry.price)
+        foreign = self._desk.portfolio.foreign
+        return total + sum((abs(p.amount) * p.entry_price for p in self.account.positions if p.symbol in foreign), ZERO)
 
     # actions
 
@@ -160,28 +193,37 @@ class Trade:
         for symbol in symbols:
             slot = self._desk.portfolio.slots.get(symbol)
             journal = self._desk.journal
-            self._write(partial(journal.drop_slot, symbol) if slot is None else partial(journal.save_slot, symbol, remember(slot)))
+            write = partial(journal.drop_slot, symbol) if slot is None else partial(journal.save_slot, symbol, remember(slot))
+            self._write(write, key=f"slot {symbol}")
 
-    def _write(self, write: Callable[[], Any]) -> bool:
-        """Into the journal, or into memory until the disk takes it again; then nothing opens."""
-        try:
-            write()
-            return True
-        except Degraded as error:
-            if "journal" not in self.holds:
+    def _write(self, write: Callable[[], Any], *, key: str = "") -> bool:
+        """Into the journal, or into memory until the disk takes it again, in the order of their making; then nothing opens.
+
+        ``key``: of what waits, only the newest of a key counts. True: it is on disk.
+        """
+        if not self._unwritten:
+            try:
+                write()
+                return True
+            except Degraded as error:
                 failure("the journal is not written; nothing opens until it is", error)
-            self.holds["journal"] = "the journal cannot be written"
-            self._unwritten.append(write)
-            return False
+        self.holds["journal"] = "the journal cannot be written"
+        self._writes += 1
+        self._unwritten.pop(key, None)
+        self._unwritten[key or f"write {self._writes}"] = write
+        if len(self._unwritten) > UNWRITTEN_MAX:
+            self._unwritten.pop(next(iter(self._unwritten)))
+            self._desk.block.add("queue_full")
+        return False
 
     def _write_later(self) -> None:
         """Try again what the disk refused, oldest first."""
-        while self._unwritten:
+        for key, write in list(self._unwritten.items()):
             try:
-                self._unwritten[0]()
+                write()
             except Degraded:
                 return
-            self._unwritten.pop(0)
+            del self._unwritten[key]
         if self.holds.pop("journal", None):
             lifecycle("✅ The journal is written again")
 
@@ -191,8 +233,8 @@ class Trade:
         body = json.dumps({"stop": str(order.stop), "target": str(order.target), "confidence": order.confidence, "source": order.source,
                            "limit_ms": order.limit_ms, "risk": str(order.risk)})  # fmt: skip
         intent = Intent(action.client_id, order.symbol, Role.ENTRY, order.side, order.qty, order.price, now_ms, body=body)
-        if not self._write(partial(desk.journal.intend, intent)):
-            self._unwritten.pop()  # an entry that was not written is not sent, and so needs no entry in the journal
+        if not self._write(partial(desk.journal.intend, intent), key=action.client_id):
+            del self._unwritten[action.client_id]  # an entry that was not written is not sent, and so needs no entry in the journal
             return self.run(desk.portfolio.rejected(action.client_id, 0, "the journal cannot be written", monotonic_ns(), now_ms))
         desk.bus.publish(Topic.ORDER_REQUEST, order)
         desk.block.add("orders_sent")
@@ -203,7 +245,8 @@ class Trade:
 
     def _send_guard(self, action: SendGuard) -> None:
         intent = Intent(action.client_id, action.symbol, action.role, action.side, ZERO, action.price, self._desk.clock.market_ms())
-        self._write(partial(self._desk.journal.intend, intent))
+        if not action.again:
+            self._write(partial(self._desk.journal.intend, intent))
         self._watch(self._desk.gateway.guard(action), action.client_id, self._placed)
 
     def _send_exit(self, action: SendExit) -> None:
@@ -240,20 +283,23 @@ class Trade:
     def _watch(self, call: Call, client_id: str, done: Callable[[str, Any, AegisError | None], None]) -> None:
         def answered(future: Call) -> None:
             if future.cancelled():
-                return done(client_id, None, Retryable("cancelled"))
+                return done(client_id, None, Unknown("nobody waits for the answer any more"))
             error = future.exception()
             if error is not None and not isinstance(error, AegisError):
                 failure("a bug while sending an order", error)
-                error = Halt(f"{type(error).__name__}: {error}")
+                self.latch("halt", f"{type(error).__name__}: {error}")
+                error = Unknown(f"{type(error).__name__}: {error}")  # it may have left all the same
             return done(client_id, None if error else future.result(), error)
 
         call.add_done_callback(answered)
 
-    def _placed(self, client_id: str, _answer: Any, error: AegisError | None) -> None:
+    def _placed(self, client_id: str, answer: Any, error: AegisError | None) -> None:
         desk, now_ns, now_ms = self._desk, monotonic_ns(), self._desk.clock.market_ms()
         if error is None:
             self._mark(client_id, "live")
-            return self.run(desk.portfolio.accepted(client_id, now_ns))
+            self.run(desk.portfolio.accepted(client_id, now_ns))
+            outcome = outcome_of(answer)
+            return self._on_outcome(outcome) if outcome is not None else None
         if isinstance(error, Rejected | Retryable | Degraded | Halt | Fatal):
             desk.block.add("orders_rejected")
             warn(f"the venue refused {client_id}: {error}")
@@ -265,12 +311,27 @@ class Trade:
         self._mark(client_id, "unknown", str(error))
         return self.run(desk.portfolio.unknown(client_id, now_ns))
 
+    def _on_outcome(self, update: OrderUpdate) -> None:
+        """An order as an answer or a query shows it; its fills come by another way."""
+        self._remember_number(update)
+        if update.status.ended:
+            self._mark(update.client_id, "done", update.reason or update.status.value)
+        self.run(self._desk.portfolio.order_update(update, monotonic_ns(), self._desk.clock.market_ms()))
+
+    def _remember_number(self, update: OrderUpdate) -> None:
+        self._order_ids[update.order_id] = update.client_id
+        while len(self._order_ids) > ORDER_IDS_MAX:
+            self._order_ids.pop(next(iter(self._order_ids)))
+
     def _cancelled(self, client_id: str, _answer: Any, error: AegisError | None) -> None:
-        if error is None or int(error.fields.get("code", 0)) in (-2011, -2013):
+        portfolio = self._desk.portfolio
+        if error is None:
             self._mark(client_id, "done", "cancelled")
-            self.run(self._desk.portfolio.cancelled(client_id, self._desk.clock.market_ms()))
+            self.run(portfolio.cancelled(client_id, self._desk.clock.market_ms()))
+        elif int(error.fields.get("code", 0)) in NOTHING_TO_CANCEL:
+            self.run(portfolio.not_cancelled(client_id, monotonic_ns()))
         else:
-            warn(f"{client_id} was not cancelled: {error}")  # the slot asks after it until it is gone
+            warn(f"{client_id} was not cancelled: {error}")  # it is tried again until it is gone
 
     def _grave(self, error: AegisError) -> None:
         """What an answer says about more than its order."""
@@ -297,15 +358,10 @@ class Trade:
                 self._on_account(event)
 
     def _on_order(self, update: OrderUpdate) -> None:
-        self._order_ids[update.order_id] = update.client_id
-        while len(self._order_ids) > ORDER_IDS_MAX:
-            self._order_ids.pop(next(iter(self._order_ids)))
         self._look_for_copies(update)
         if update.fill is not None:
             self.on_fill(update.fill)
-        if update.status.ended:
-            self._mark(update.client_id, "done", update.reason or update.status.value)
-        self.run(self._desk.portfolio.order_update(update, monotonic_ns(), self._desk.clock.market_ms()))
+        self._on_outcome(update)
 
     def on_fill(self, fill: Fill) -> bool:
         """Journal it; True if it is new."""
@@ -324,8 +380,12 @@ class Trade:
         self.run(self._desk.portfolio.algo_update(update, monotonic_ns(), self._desk.clock.market_ms()))
 
     def _on_account(self, update: AccountUpdate) -> None:
+        changed = {p.symbol for p in update.positions}
+        kept = [p for p in self.account.positions if p.symbol not in changed]
+        positions = (*kept, *[p for p in update.positions if p.amount != 0])
+        self.account = replace(self.account, positions=positions, as_of_ms=update.time_ms)
         if update.wallet is not None:
-            self.account = replace(self.account, wallet=update.wallet, as_of_ms=update.time_ms)
+            self.account = replace(self.account, wallet=update.wallet)
             self._desk.limits.transfer(update.transfer)
             self._write(partial(self._desk.journal.money, update.time_ms, update.reason, update.wallet, update.transfer))
         for position in update.positions:
@@ -364,23 +424,26 @@ class Trade:
         self.learn(ask, answer)
 
     def learn(self, ask: Ask, answer: Answer) -> None:
-        """What the venue answered: fills first, then the order that made them."""
+        """What the venue answered: fills first, then the order that made them, then whether the position is their sum."""
         portfolio, now_ns, now_ms = self._desk.portfolio, monotonic_ns(), self._desk.clock.market_ms()
-        if ask.role in (Role.STOP, Role.TARGET):
-            if answer.guard is not None:
-                return self._on_algo(answer.guard)
-            return self.run(portfolio.absent(ask.client_id, now_ns, now_ms, position=ZERO))
+        if ask.role in GUARDS:
+            if answer.guard is not None and answer.guard.status.ended:
+                self._mark(ask.client_id, "done", answer.guard.reason or answer.guard.status.value)
+            return self.run(portfolio.guards_seen(ask.client_id, answer.guard, answer.standing, now_ns, now_ms))
         if answer.order is not None:
-            self._order_ids[answer.order.order_id] = answer.order.client_id
+            self._remember_number(answer.order)
         for fill in answer.fills:
             named = replace(fill, client_id=fill.client_id or self._order_ids.get(fill.order_id, ""))
             self.on_fill(named)
             self.run(portfolio.fill(named, now_ns, now_ms))
         if answer.order is not None:
-            return self.run(portfolio.order_update(answer.order, now_ns, now_ms))
-        if ask.client_id:
-            return self.run(portfolio.absent(ask.client_id, now_ns, now_ms, position=answer.amount))
-        return self.run(portfolio.corrected(ask.symbol, answer.amount, now_ns, now_ms))
+            self._on_outcome(answer.order)
+        elif ask.client_id:
+            self.run(portfolio.absent(ask.client_id, now_ns, now_ms, position=answer.amount))
+        if answer.positions is not None:
+            self.account = replace(self.account, positions=answer.positions)
+            self.run(portfolio.corrected(ask.symbol, answer.amount, now_ns, now_ms))
+        return None
 
     # time and commands
 

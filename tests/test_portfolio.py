@@ -159,8 +159,8 @@ def test_a_stop_is_looked_up_and_absence_counts_when_seen_twice() -> None:
     stop, _ = b.opened()
     asks = only(b.later(10.1), Ask)
     assert stop in [a.client_id for a in asks]
-    assert b.p.absent(stop, b.ns, b.ms, position=D(1)) == []
-    assert [a.role for a in only(b.p.absent(stop, b.ns, b.ms, position=D(1)), SendGuard)] == [Role.STOP]
+    assert b.p.guards_seen(stop, None, (), b.ns, b.ms) == []
+    assert [a.role for a in only(b.p.guards_seen(stop, None, (), b.ns, b.ms), SendGuard)] == [Role.STOP]
 
 
 def test_a_position_without_a_stop_is_flattened_at_the_naked_limit() -> None:
@@ -201,31 +201,217 @@ def test_an_entry_without_an_answer_is_asked_after_and_never_resent() -> None:
     sent: list = []
     sent += b.p.unknown(entry, b.ns)
     for _ in range(30):
+        for guard in only(sent, SendGuard):
+            b.p.rejected(guard.client_id, -4509, "no position", b.ns, b.ms)
         sent += b.later(0.5)
         sent += b.p.absent(entry, b.ns, b.ms, position=D(0)) if entry in [o.client_id for s in b.p.slots.values() for o in s.orders()] else []
     assert not only(sent, SendEntry) and only(sent, Ask)
     assert only(sent, Died) and not b.p.slots
 
 
-def test_absence_is_not_believed_while_a_position_stands() -> None:
+def test_an_entry_in_doubt_gets_its_stop_in_advance_and_loses_it_when_it_proves_dead() -> None:
+    b = Bench()
+    entry = b.open()
+    stop = only(b.p.unknown(entry, b.ns), SendGuard)[0]
+    assert stop.role is Role.STOP
+    b.p.accepted(stop.client_id, b.ns)
+    actions = b.ended(entry, "0", OrderStatus.EXPIRED)
+    assert [a.client_id for a in only(actions, CancelGuard)] == [stop.client_id] and b.p.slots
+    assert only(b.p.cancelled(stop.client_id, b.ms), Died) and not b.p.slots
+    assert b.p.consider(signal(), b.ms, lambda _: D(100)).reason == "cooling down"
+
+
+def test_a_stop_put_up_in_advance_serves_the_position_that_is_found() -> None:
+    b = Bench()
+    entry = b.open()
+    stop = only(b.p.unknown(entry, b.ns), SendGuard)[0].client_id
+    b.p.accepted(stop, b.ns)
+    assert [a.role for a in only(b.fill(entry, "1"), SendGuard)] == [Role.TARGET]
+    assert b.p.slots["BTCUSDT"].protected
+
+
+def test_a_position_of_which_the_entry_knows_nothing_is_protected() -> None:
+    """The order query lags, the position does not: absence is not believed, and nobody waits for the fills."""
     b = Bench()
     entry = b.open()
     b.p.unknown(entry, b.ns)
-    for _ in range(40):
-        b.later(1.0)
-        b.p.absent(entry, b.ns, b.ms, position=D(1))
-    assert b.p.slots["BTCUSDT"].state is State.OPENING
+    b.ns += 20 * SECOND
+    actions = b.p.absent(entry, b.ns, b.ms, position=D("0.4"))
+    slot = b.p.slots["BTCUSDT"]
+    assert slot.state is State.OPEN and slot.at_stake == D("0.4") and slot.qty == 0
+    assert {a.role for a in only(actions, SendGuard)} <= {Role.STOP, Role.TARGET} and slot.stop is not None
+    for _ in range(5):
+        b.ns += 5 * SECOND
+        b.p.absent(entry, b.ns, b.ms, position=D("0.4"))
+    assert b.p.slots["BTCUSDT"] is slot and slot.state is State.OPEN
+    assert only(b.fill(entry, "0.4"), Opened) and slot.at_stake == slot.qty == D("0.4")
 
 
-def test_an_unknown_entry_that_filled_is_protected_when_its_fills_are_found() -> None:
+@pytest.mark.parametrize("word", ["answer", "account"])
+def test_protection_does_not_wait_for_the_fill_when_the_venue_says_that_it_executed(word: str) -> None:
     b = Bench()
     entry = b.open()
-    b.p.unknown(entry, b.ns)
-    actions = b.ended(entry, "1")
-    assert only(actions, Ask), "it executed more than we saw"
-    assert len(only(b.fill(entry, "1"), SendGuard)) == 2
-    b.ended(entry, "1")
+    if word == "answer":
+        actions = b.ended(entry, "1")
+    else:
+        actions = b.p.seen(PositionUpdate("BTCUSDT", D(1), D(100), D(0), True, "BOTH", 0), b.ns, b.ms)
+    assert [a.role for a in only(actions, SendGuard)] == [Role.STOP, Role.TARGET]
+    assert [a.client_id for a in only(b.later(1.1), Ask) if a.role in (Role.ENTRY, Role.EXIT)][:1] in ([entry], [""])
+    assert only(b.fill(entry, "1"), Opened) and not only(b.ended(entry, "1"), SendGuard)
     assert b.p.slots["BTCUSDT"].entry.word is Word.GONE
+
+
+def test_an_entry_that_executed_and_whose_fills_do_not_come_is_left_at_the_naked_limit_for_what_it_executed() -> None:
+    b = Bench()
+    b.ended(b.open(), "0.7")
+    assert [a.qty for a in only(b.later(2.1), SendExit)] == [D("0.7")]
+
+
+def test_questions_do_not_follow_each_other_at_once_while_fills_are_missing() -> None:
+    b = Bench()
+    entry = b.open()
+    asks = [a for _ in range(20) for a in [*b.ended(entry, "1"), *b.later(0.05)] if isinstance(a, Ask) and a.role is Role.ENTRY]
+    assert len(asks) <= 2
+
+
+def test_fills_of_the_position_before_are_not_counted_again() -> None:
+    """A question brings the trades of the last minute along, those of an earlier slot of the symbol too."""
+    b = Bench()
+    stop, target = b.opened()
+    b.fill(stop, "1", "98", side=Side.SELL)
+    b.algo(target, OrderStatus.EXPIRED)
+    entry = b.open()
+    for old in (1, 2):
+        assert b.p.fill(Fill("BTCUSDT", old, entry, 7, Side.BUY, D(100), D(1), D(0), "USDT", D(0), False, 1), b.ns, b.ms) == []
+    assert b.p.slots["BTCUSDT"].qty == 0
+    b.fill(entry, "1")
+    assert b.p.slots["BTCUSDT"].qty == 1
+
+
+def test_what_others_trade_on_the_symbol_while_our_entry_is_on_its_way_is_not_ours() -> None:
+    b = Bench()
+    entry = b.open()
+    b.fill("web_x", "3")
+    assert b.p.slots["BTCUSDT"].state is State.OPENING
+    b.p.seen(PositionUpdate("BTCUSDT", D(3), D(100), D(0), True, "BOTH", 0), b.ns, b.ms)
+    for guard in only(b.ended(entry, "0", OrderStatus.EXPIRED), CancelGuard):
+        b.p.cancelled(guard.client_id, b.ms)
+    assert not b.p.slots and b.p.foreign == {"BTCUSDT": D(3)}
+
+
+def test_a_guard_without_an_answer_is_sent_again_with_the_same_id() -> None:
+    b = Bench()
+    entry = b.open()
+    stop = only(b.fill(entry, "1"), SendGuard)[0].client_id
+    b.ended(entry, "1")
+    b.p.unknown(stop, b.ns)
+    again = [a for a in only(b.later(0.5), SendGuard) if a.role is Role.STOP]
+    assert [(a.client_id, a.again) for a in again] == [(stop, True)]
+    b.p.rejected(stop, -4116, "duplicate", b.ns, b.ms)
+    assert b.p.slots["BTCUSDT"].protected
+    b.p.unknown(stop, b.ns)
+    b.p.rejected(stop, -1000, "the second of two", b.ns, b.ms)
+    assert b.p.slots["BTCUSDT"].protected, "the first one stands"
+
+
+def test_somebody_elses_stop_protects_and_is_never_touched() -> None:
+    b = Bench()
+    entry = b.open()
+    stop, target = (a.client_id for a in only(b.fill(entry, "1"), SendGuard))
+    b.ended(entry, "1")
+    b.p.accepted(target, b.ns)
+    b.p.rejected(stop, -4130, "exists", b.ns, b.ms)
+    assert not only(b.later(3), SendExit) and b.p.slots["BTCUSDT"].protected
+    theirs = AlgoUpdate("BTCUSDT", "web_1", 3, Side.SELL, "STOP_MARKET", OrderStatus.NEW, D(90), True, b.ms)
+    b.p.guards_seen(stop, None, (theirs,), b.ns, b.ms)
+    assert b.p.slots["BTCUSDT"].protected and not only(b.later(5), SendExit)
+    left = b.fill("web_2", "1", side=Side.SELL)
+    assert [a.client_id for a in only(left, CancelGuard)] == [target]
+    assert only(b.p.cancelled(target, b.ms), Closed)
+
+
+def test_somebody_elses_stop_that_goes_is_replaced_by_ours() -> None:
+    b = Bench()
+    stop, _ = b.opened()
+    b.algo(stop, OrderStatus.CANCELED)
+    second = b.p.slots["BTCUSDT"].stop
+    assert second is not None
+    b.p.rejected(second.client_id, -4130, "exists", b.ns, b.ms)
+    theirs = AlgoUpdate("BTCUSDT", "web_1", 3, Side.SELL, "STOP_MARKET", OrderStatus.NEW, D(90), True, b.ms)
+    b.p.guards_seen(second.client_id, None, (theirs,), b.ns, b.ms)
+    assert [a.role for a in only(b.algo("web_1", OrderStatus.CANCELED), SendGuard)] == [Role.STOP]
+
+
+def test_a_guard_that_triggers_and_does_not_execute_is_helped() -> None:
+    b = Bench()
+    stop, _ = b.opened()
+    b.algo(stop, OrderStatus.TRIGGERING)
+    assert not only(b.later(1.9), SendExit)
+    assert [a.reason for a in only(b.later(0.2), SendExit)] == ["stop triggered and did not execute"]
+
+
+def test_the_next_piece_of_a_large_exit_follows_at_once() -> None:
+    b = Bench()
+    b.opened()
+    exit_id = only(b.p.leave("BTCUSDT", "time limit", b.ns), SendExit)[0].client_id
+    b.fill(exit_id, "0.4", side=Side.SELL)
+    assert [a.qty for a in only(b.ended(exit_id, "0.4"), SendExit)] == [D("0.6")]
+
+
+def test_a_slot_is_not_free_while_its_exit_may_still_be_on_its_way() -> None:
+    """It would close the next position of the symbol."""
+    b = Bench()
+    stop, target = b.opened()
+    exit_id = only(b.p.leave("BTCUSDT", "time limit", b.ns), SendExit)[0].client_id
+    b.p.unknown(exit_id, b.ns)
+    b.fill(stop, "1", "98", side=Side.SELL)
+    b.p.cancelled(target, b.ms)
+    assert b.p.slots["BTCUSDT"].state is State.CLOSING
+    assert only(b.p.rejected(exit_id, -2022, "nothing to reduce", b.ns, b.ms), Closed)
+
+
+def test_an_entry_that_was_given_up_and_executed_after_all_comes_back() -> None:
+    b = Bench()
+    entry = b.open()
+    b.p.absent(entry, b.ns, b.ms, position=D(0))
+    b.ns += 11 * SECOND
+    assert only(b.p.absent(entry, b.ns, b.ms, position=D(0)), Died)
+    b.p.seen(PositionUpdate("BTCUSDT", D(1), D(100), D(0), True, "BOTH", 0), b.ns, b.ms)
+    assert b.p.foreign
+    actions = b.fill(entry, "1")
+    assert [a.role for a in only(actions, SendGuard)] == [Role.STOP, Role.TARGET] and only(actions, Opened)
+    assert b.p.slots["BTCUSDT"].state is State.OPEN and not b.p.foreign
+
+
+def test_what_is_cancelled_is_cancelled_until_it_is_gone() -> None:
+    b = Bench()
+    stop, target = b.opened()
+    b.fill(stop, "1", "98", side=Side.SELL)
+    assert [a.client_id for a in only(b.later(1.6), CancelGuard)] == [target]
+    assert [a.client_id for a in only(b.p.not_cancelled(target, b.ns), Ask)] == [target]
+    assert only(b.p.guards_seen(target, None, (), b.ns, b.ms), Closed)
+
+
+def test_what_is_left_of_a_symbol_when_its_slot_goes_is_somebody_elses() -> None:
+    b = Bench()
+    stop, target = b.opened()
+    b.p.seen(PositionUpdate("BTCUSDT", D(-2), D(98), D(0), True, "BOTH", 0), b.ns, b.ms)
+    b.fill("web_1", "3", "98", side=Side.SELL)
+    b.p.cancelled(stop, b.ms)
+    actions = b.p.cancelled(target, b.ms)
+    assert only(actions, Closed) and only(actions, Ask) and b.p.foreign == {"BTCUSDT": D(-2)}
+    b.p.corrected("BTCUSDT", D(0), b.ns, b.ms)
+    assert not b.p.foreign
+
+
+def test_a_restart_forgets_no_cancel() -> None:
+    b = Bench()
+    stop, target = b.opened()
+    b.fill(stop, "1", "98", side=Side.SELL)
+    slot = recall(remember(b.p.slots["BTCUSDT"]), b.ns)
+    b.p.slots["BTCUSDT"] = slot
+    b.algo(target, OrderStatus.NEW)
+    assert [a.client_id for a in only(b.later(0.1), CancelGuard)] == [target]
 
 
 def test_the_time_limit_closes() -> None:
@@ -262,8 +448,10 @@ def test_what_the_venue_says_twice_corrects_a_slot() -> None:
     assert [a.client_id for a in only(b.later(2.1), Ask) if not a.client_id] == [""]
     assert b.p.corrected("BTCUSDT", D(0), b.ns, b.ms) == []
     b.ns += 3 * SECOND
-    b.p.corrected("BTCUSDT", D(0), b.ns, b.ms)
-    assert b.p.slots["BTCUSDT"].qty == 0 and b.p.slots["BTCUSDT"].reason == "closed from outside"
+    guards = only(b.p.corrected("BTCUSDT", D(0), b.ns, b.ms), CancelGuard)
+    assert b.p.slots["BTCUSDT"].qty == 0 and len(guards) == 2
+    closed = [a for g in guards for a in only(b.p.cancelled(g.client_id, b.ms), Closed)]
+    assert closed[0].trade.reason == "closed from outside"
 
 
 def test_a_slot_survives_the_journal() -> None:

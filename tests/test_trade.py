@@ -1,0 +1,536 @@
+"""Trade with all its organs against a real local exchange over sockets: a bench, and the lives of positions without any rudeness."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from src.bus import EventBus, Topic
+from src.clock import monotonic_ns
+from src.counters import Counters
+from src.exchange.options import ExchangeOptions
+from src.gateway import Gateway
+from src.journal import Journal
+from src.models import Quote, Side, Signal
+from src.portfolio import Portfolio
+from src.recovery import reconcile, recover
+from src.risk import Limit, Limits
+from src.slots import Slot, State
+from src.trade import Desk, Trade
+from src.venue import queries
+from src.venue.governor import Governor
+from src.venue.orders import ClientIds, ours
+from src.venue.rest import Rest
+from src.venue.signing import Credentials
+from src.venue.user_stream import UserStream
+from src.venue.ws_api import WsApi
+from tests.test_exchange_fake import FakeMarket
+from tests.test_exchange_wire import KEY, SECRET, Client, exchange, options
+
+D = Decimal
+PRICES = {"BTCUSDT": "60000", "ETHUSDT": "3000", "XRPUSDT": "2", "SOLUSDT": "150"}
+SYMBOLS = tuple(PRICES)
+NAKED_S = 2.0
+TICK_S = 0.05
+WAIT_S = 8.0
+LIMIT = Limit(D("0.02"), D("0.55"), D(5), D(10), 3, 3, 10, 1500, 5000, False)
+TICKS = {"BTCUSDT": 0.1, "ETHUSDT": 0.01, "XRPUSDT": 0.0001, "SOLUSDT": 0.01}
+
+
+class Relay:
+    """A wire between the daemon and the venue that a test can cut. ``mode``: ``pass``, ``reset`` (every connection is closed) or ``hole``
+    (bytes vanish)."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.mode = "pass"
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> int:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        for writer in list(self._writers):
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.mode == "reset":
+            writer.transport.abort()
+            return
+        there_reader, there = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers |= {writer, there}
+        await asyncio.gather(self._pump(reader, there), self._pump(there_reader, writer))
+        self._writers -= {writer, there}
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while chunk := await reader.read(1 << 16):
+                if self.mode == "pass":
+                    writer.write(chunk)
+        writer.transport.abort()
+
+
+@dataclass
+class Watch:
+    """What an outsider sees of a symbol's protection: the longest time that a position stood without a stop, as wall seconds."""
+
+    naked_s: float = 0.0
+    since: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, Decimal] = field(default_factory=dict)
+
+    def look(self, books: dict[str, Any], now: float) -> None:
+        held = {name.split(":")[0]: D(p["qty"]) for name, p in books["positions"].items() if D(p["qty"])}
+        stops = {a["symbol"] for a in books["algo"] if a["status"] in ("NEW", "TRIGGERING") and a["type"] == "STOP_MARKET" and a["close_position"]}
+        for symbol in set(self.since) | set(held):
+            if symbol in held and symbol not in stops:
+                self.since.setdefault(symbol, now)
+                self.naked_s = max(self.naked_s, now - self.since[symbol])
+            else:
+                self.since.pop(symbol, None)
+        for symbol, qty in held.items():
+            self.sizes[symbol] = max(self.sizes.get(symbol, D(0)), abs(qty))
+
+
+class World:
+    """A venue, its scripted market, another client on the same account, and a wire that can be cut."""
+
+    def __init__(self, client: Client, market: FakeMarket, relay: Relay, port: int) -> None:
+        self.client, self.market, self.relay = client, market, relay
+        self.clock = client.clock
+        self.price = {s: float(p) for s, p in PRICES.items()}
+        self.rest_url = f"http://127.0.0.1:{port}"
+        self.ws_url = f"ws://127.0.0.1:{port}" + client.ready.ws_api.split(":", 2)[2].lstrip("0123456789")
+        self.private_url = f"ws://127.0.0.1:{port}/private"
+        self.watch = Watch()
+
+    async def move(self, symbol: str, price: float) -> None:
+        """The market of a symbol jumps."""
+        self.price[symbol] = price
+        await self.client.control("price", symbol=symbol, price=f"{price:g}")
+
+    async def fault(self, door: str, kind: str, count: int = 1, delay_s: float = 0.0) -> None:
+        await self.client.control("fault", door=door, kind=kind, count=count, delay_s=delay_s)
+
+    async def books(self) -> dict[str, Any]:
+        return dict(await self.client.books())
+
+    async def held(self, symbol: str = "BTCUSDT") -> Decimal:
+        positions = (await self.books())["positions"]
+        return D(positions.get(f"{symbol}:BOTH", {"qty": "0"})["qty"])
+
+    async def standing(self, symbol: str = "BTCUSDT", kind: str = "STOP_MARKET") -> list[dict[str, Any]]:
+        return [a for a in (await self.books())["algo"] if (a["symbol"], a["type"]) == (symbol, kind) and a["status"] in ("NEW", "TRIGGERING")]
+
+    async def user(self, side: str, quantity: str, symbol: str = "BTCUSDT", **words: Any) -> Any:
+        """The account's owner trades by hand."""
+        return await self.client.good("POST", "v1/order", symbol=symbol, side=side, type="MARKET", quantity=quantity, **words)
+
+    async def watching(self) -> None:
+        while True:
+            self.watch.look(await self.books(), monotonic())
+            await asyncio.sleep(0.02)
+
+    def quote(self, symbol: str) -> Quote:
+        price, tick = self.price[symbol], TICKS[symbol]
+        return Quote(price - tick, price + tick, price, price, 1.0, 1.0, 1.0, True)
+
+
+class Daemon:
+    """The money side of one Brain process: what ``brain_process`` wires, without Feed and kernels."""
+
+    def __init__(self, world: World, folder: Path, *, slots: int = 3, ws_url: str = "", cooldown_ms: int = 60_000, limit: Limit = LIMIT) -> None:
+        self.world, self.folder = world, folder
+        keys = Credentials(KEY, SECRET)
+        self.rest = Rest(world.rest_url, clock=world.clock, governor=Governor(world.clock.unscaled_ms), credentials=keys)
+        self.ws = WsApi(ws_url or world.ws_url, clock=world.clock, credentials=keys, offset_ms=lambda: self.rest.offset_ms)
+        self.journal = Journal(folder)
+        self.bus = EventBus(lambda topic, handler, error: self.errors.append(error))
+        self.counters = Counters.create()
+        self.errors: list[BaseException] = []
+        self.closed: list[Any] = []
+        self.refused: list[tuple[str, str]] = []
+        self.requests: list[Any] = []
+        for topic, heard in ((Topic.POSITION_CLOSED, self.closed), (Topic.ORDER_REJECTED, self.refused), (Topic.ORDER_REQUEST, self.requests)):
+            self.bus.subscribe(topic, heard.append)
+        self.slots, self.cooldown_ms, self.limit = slots, cooldown_ms, limit
+        self.tasks: list[asyncio.Task[Any]] = []
+        self.up = asyncio.Event()
+        self.running = False
+
+    async def start(self, *, ticking: bool = True) -> None:
+        """Connect, recover, be prepared, and tick."""
+        await self.rest.sync_time()
+        rules, _ = await queries.symbol_rules(self.rest)
+        self.ids = ClientIds(self.rest.timestamp())
+        self.gateway = Gateway(self.rest, self.ws, rules, "MARK_PRICE")
+        self.portfolio = Portfolio(self.slots, cooldown_ms=self.cooldown_ms, naked_ns=int(NAKED_S * 1e9), next_id=self.ids.next)
+        limits = Limits(D("0.06"), D("0.2"))
+        if (memory := self.journal.recall("limits")) is not None:
+            limits.recall(memory)
+        self.trade = Trade(Desk(
+            clock=self.world.clock, journal=self.journal, portfolio=self.portfolio, gateway=self.gateway, bus=self.bus,
+            block=self.counters.block("brain"), limit=self.limit, limits=limits, ids=self.ids, rules={s: rules[s] for s in SYMBOLS},
+            quote_of=self.world.quote), self.errors.append)  # fmt: skip
+        self.stream = UserStream(self.rest, self.world.private_url, on_event=self.trade.on_event, on_state=self._stream_state)
+        self.tasks = [self.ws.start(), self.stream.start()]
+        async with asyncio.timeout(WAIT_S):
+            await self.up.wait()
+            while self.world.relay.mode == "pass" and "127.0.0.1:1/" not in self.ws._url and not self.ws.is_up:
+                await asyncio.sleep(0.005)
+        self.trade.recovering = True
+        await recover(self.trade, self.journal, self.portfolio, self.gateway, self.world.clock)
+        self.trade.prepared.update(SYMBOLS)
+        if ticking:
+            self.tasks.append(asyncio.ensure_future(self._ticks()))
+        for task in self.tasks:
+            task.add_done_callback(self._ended)
+        self.running = True
+
+    def _stream_state(self, up: bool) -> None:
+        if not up:
+            self.trade.holds["stream"] = "the user stream is down"
+            return
+        self.trade.holds.pop("stream", None)
+        self.up.set()
+        if self.trade.recovering:
+            self.trade.spawn(reconcile(self.trade, self.portfolio, self.gateway, self.world.clock))
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.errors.append(error)
+
+    async def _ticks(self) -> None:
+        while True:
+            self.trade.tick()
+            await asyncio.sleep(TICK_S)
+
+    async def kill(self) -> None:
+        """As by SIGKILL: nothing is settled, only the sockets are closed."""
+        self.running = False
+        for task in [*self.tasks[2:], *self.trade._tasks]:
+            task.cancel()
+        await self.stream.close()
+        await self.ws.close()
+        await self.rest.close()
+        self.journal.close()
+        self.counters.close()
+
+    # signals
+
+    def signal(self, symbol: str = "BTCUSDT", side: Side = Side.BUY, confidence: float = 0.7, **words: Any) -> Signal:
+        """At the best price, stop and target 1 % away."""
+        quote = self.world.quote(symbol)
+        price = quote.ask if side is Side.BUY else quote.bid
+        stop, target, now_ms = price * (1 - 0.01 * side.sign), price * (1 + 0.01 * side.sign), self.world.clock.market_ms()
+        made = Signal(1, symbol, side, price, stop, target, now_ms + 3_600_000, confidence, "teacher", now_ms, monotonic_ns(), quote.bid, quote.ask)
+        return replace(made, **words)
+
+    def hear(self, symbol: str = "BTCUSDT", side: Side = Side.BUY, confidence: float = 0.7, **words: Any) -> None:
+        self.bus.publish(Topic.SIGNAL_GENERATED, self.signal(symbol, side, confidence, **words))
+
+    def slot(self, symbol: str = "BTCUSDT") -> Slot | None:
+        return self.portfolio.slots.get(symbol)
+
+    def protected(self, symbol: str = "BTCUSDT") -> bool:
+        slot = self.slot(symbol)
+        return slot is not None and slot.state is State.OPEN and slot.protected and slot.target is not None and slot.target.word == "live"
+
+    def gone(self, symbol: str = "BTCUSDT") -> bool:
+        return symbol not in self.portfolio.slots
+
+    async def opened(self, symbol: str = "BTCUSDT", side: Side = Side.BUY, confidence: float = 0.7, **words: Any) -> Slot:
+        """A position that is open and protected."""
+        self.hear(symbol, side, confidence, **words)
+        await until(lambda: self.protected(symbol), f"{symbol} open and protected")
+        slot = self.slot(symbol)
+        assert slot is not None
+        return slot
+
+    # what must hold
+
+    async def agree(self) -> None:
+        """Journal, ledger and fills agree to the last digit; a slot holds what the venue holds; one entry a signal at most."""
+        books = await self.world.books()
+        theirs = {(f["symbol"], f["id"]): (D(f["price"]), D(f["qty"]), D(f["commission"]), D(f["realised"]), f["side"]) for f in books["fills"]}
+        rows = self.journal._db.execute("SELECT symbol, trade_id, price, qty, commission, realised, side FROM fills").fetchall()
+        ours_ = {(r[0], r[1]): (D(r[2]), D(r[3]), D(r[4]), D(r[5]), r[6]) for r in rows}
+        assert ours_ == theirs
+        commission, realised = sum((f[2] for f in ours_.values()), D(0)), sum((f[3] for f in ours_.values()), D(0))
+        assert D(books["wallet"]) == D(10_000) + realised - commission + D(books["funding"])
+        trades = self.journal._db.execute("SELECT realised, commission FROM trades").fetchall()
+        held = self.portfolio.slots.values()
+        foreign = {s for s, _ in ours_} - {s.symbol for s in held} - {t[0] for t in self.journal._db.execute("SELECT symbol FROM trades")}
+        mine = [f for (symbol, _), f in ours_.items() if symbol not in foreign]
+        assert sum((D(t[0]) for t in trades), D(0)) + sum((s.realised for s in held), D(0)) == sum((f[3] for f in mine), D(0))
+        assert sum((D(t[1]) for t in trades), D(0)) + sum((s.commission for s in held), D(0)) == sum((f[2] for f in mine), D(0))
+        for slot in held:
+            assert slot.qty * slot.side.sign == D(books["positions"].get(f"{slot.symbol}:BOTH", {"qty": "0"})["qty"]), slot.symbol
+        entries = [o["client_id"] for o in books["orders"] if ours(o["client_id"]) and o["client_id"].endswith("-e")]
+        assert len(entries) == len(set(entries)) <= len(self.requests) or not self.requests
+        journal_ids = {r[0] for r in self.journal._db.execute("SELECT client_id FROM intents")}
+        assert {o["client_id"] for o in books["orders"] + books["algo"] if ours(o["client_id"])} <= journal_ids
+        assert not self.errors, self.errors
+
+    def latches(self) -> dict[str, str]:
+        return self.trade.latches
+
+
+async def until(check: Callable[[], Any], what: str = "it", within_s: float = WAIT_S) -> Any:
+    """The first true value of ``check`` (which may be a coroutine function)."""
+    deadline = monotonic() + within_s
+    while True:
+        value = check()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        assert monotonic() < deadline, f"{what} did not happen within {within_s:g} s"
+        await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def world(given: ExchangeOptions | None = None, market: FakeMarket | None = None) -> AsyncIterator[World]:
+    source = market or FakeMarket(*PRICES.items(), seconds=600, top_steps=10_000_000)
+    async with exchange(given or options(latency_ms=2), source) as client:
+        relay = Relay(int(client.ready.rest.rsplit(":", 1)[1]))
+        made = World(client, source, relay, await relay.start())
+        watching = asyncio.ensure_future(made.watching())
+        try:
+            yield made
+        finally:
+            watching.cancel()
+            await relay.close()
+
+
+@asynccontextmanager
+async def daemon(world: World, folder: Path, **words: Any) -> AsyncIterator[Daemon]:
+    made = Daemon(world, folder, **words)
+    await made.start()
+    try:
+        yield made
+    finally:
+        if made.running:
+            await made.kill()
+
+
+@asynccontextmanager
+async def bench(folder: Path, **words: Any) -> AsyncIterator[tuple[World, Daemon]]:
+    async with world() as there, daemon(there, folder, **words) as here:
+        yield there, here
+
+
+# ------------------------------------------------------------------ the ordinary life
+
+
+async def test_a_signal_becomes_a_protected_position(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        slot = await d.opened()
+        assert slot.qty == await venue.held() > 0
+        assert [s["client_id"] for s in await venue.standing()] == [slot.stop.client_id if slot.stop else ""]
+        assert len(await venue.standing(kind="TAKE_PROFIT_MARKET")) == 1
+        await d.agree()
+        assert venue.watch.naked_s < 0.5
+
+
+@pytest.mark.parametrize("side", [Side.BUY, Side.SELL])
+@pytest.mark.parametrize("cause", ["stop", "target"])
+async def test_stop_and_target_close_and_free_the_slot(tmp_path: Path, side: Side, cause: str) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await d.opened(side=side)
+        up = (side is Side.BUY) == (cause == "target")
+        await venue.move("BTCUSDT", 60_000 * (1.02 if up else 0.98))
+        await until(d.gone, "the slot is free")
+        assert d.closed[0].reason == cause and await venue.held() == 0
+        assert not await venue.standing() and not await venue.standing(kind="TAKE_PROFIT_MARKET")
+        await d.agree()
+
+
+async def test_the_time_limit_closes(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await d.opened(limit_ms=venue.clock.market_ms() + 300)
+        await until(d.gone, "the slot is free")
+        assert d.closed[0].reason == "time limit" and await venue.held() == 0
+        await d.agree()
+
+
+async def test_an_entry_that_meets_no_price_expires_and_cools_its_symbol_down(tmp_path: Path) -> None:
+    async with bench(tmp_path, cooldown_ms=700) as (venue, d):
+        await venue.move("BTCUSDT", 60_500)
+        venue.price["BTCUSDT"] = 60_000  # the Brain's view is a moment old
+        d.hear()
+        await until(lambda: d.refused and d.gone(), "the entry has died")
+        assert "remainder of an immediate-or-cancel order" in d.refused[0][1] or "EXPIRED".lower() in d.refused[0][1].lower()
+        venue.price["BTCUSDT"] = 60_500
+        d.hear()
+        assert d.refused[-1] == ("BTCUSDT", "cooling down")
+        await until(lambda: venue.clock.market_ms() >= d.portfolio.cooldown_until_ms["BTCUSDT"])
+        await d.opened()
+        await d.agree()
+
+
+async def test_a_gap_through_the_stop_is_closed_at_the_gaps_price(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await d.opened()
+        await venue.move("BTCUSDT", 55_000)
+        await until(d.gone, "the slot is free")
+        assert d.closed[0].reason == "stop" and d.closed[0].exit_price < 55_001
+        await d.agree()
+
+
+async def test_an_entry_that_fills_in_part_is_protected_for_what_it_has(tmp_path: Path) -> None:
+    market = FakeMarket(*PRICES.items(), seconds=600, top_steps=2)
+    async with world(market=market) as venue, daemon(venue, tmp_path, limit=replace(LIMIT, max_slippage_bps=D("0.02"))) as d:
+        slot = await d.opened()
+        asked = next(o for o in (await venue.books())["orders"])
+        assert 0 < slot.qty < D(asked["qty"]) and asked["status"] == "EXPIRED"
+        await until(lambda: slot.entry.word == "gone")
+        await d.agree()
+        await venue.move("BTCUSDT", 61_000)
+        await until(d.gone, "the slot is free")
+        assert d.closed[0].reason == "target"
+        await d.agree()
+
+
+# ------------------------------------------------------------------ rotation
+
+
+async def test_a_better_signal_takes_the_place_of_the_weakest_winner(tmp_path: Path) -> None:
+    """All three slots hold their full share of the leverage, as they usually do."""
+    async with bench(tmp_path) as (venue, d):
+        for symbol, confidence in (("BTCUSDT", 0.8), ("ETHUSDT", 0.6), ("XRPUSDT", 0.7)):
+            await d.opened(symbol, confidence=confidence)
+        await venue.move("ETHUSDT", 3_020)
+        d.hear("SOLUSDT", confidence=0.75)
+        await until(lambda: d.protected("SOLUSDT"), "the newcomer is open")
+        assert [t.symbol for t in d.closed] == ["ETHUSDT"] and d.closed[0].reason == "rotated" and d.closed[0].net > 0
+        assert set(d.portfolio.slots) == {"BTCUSDT", "XRPUSDT", "SOLUSDT"}
+        await d.agree()
+
+
+async def test_a_loser_is_never_rotated_out(tmp_path: Path) -> None:
+    async with bench(tmp_path, slots=1) as (_, d):
+        await d.opened(confidence=0.6)
+        d.hear("SOLUSDT", confidence=0.9)
+        assert "not in profit" in d.refused[-1][1]
+        assert not d.gone()
+
+
+async def test_a_newcomer_whose_victim_leaves_too_late_is_stale(tmp_path: Path) -> None:
+    async with bench(tmp_path, slots=1) as (venue, d):
+        await d.opened(confidence=0.6)
+        await venue.move("BTCUSDT", 60_500)
+        await venue.fault("order.place", "unavailable")
+        d.hear("SOLUSDT", confidence=0.9)
+        await until(d.gone, "the victim is gone")
+        await d.opened("ETHUSDT")
+        assert d.gone("SOLUSDT") and await venue.held("SOLUSDT") == 0
+        await d.agree()
+
+
+# ------------------------------------------------------------------ equity and its limits
+
+
+async def test_a_loss_is_never_counted_twice_while_its_fill_is_on_the_way(tmp_path: Path) -> None:
+    """The wallet's update comes before the fill: in between the slot still holds what the wallet has lost already."""
+    async with bench(tmp_path) as (venue, d):
+        await d.opened()
+        await venue.fault("ORDER_TRADE_UPDATE", "delay", count=2, delay_s=0.5)
+        await venue.move("BTCUSDT", 58_000)
+        lowest = D(10_000)
+        while not d.gone():
+            lowest = min(lowest, d.trade.equity)
+            await asyncio.sleep(0.005)
+        assert lowest > D(10_000) - D("0.17") * 2_000 - 30 and not d.latches()
+        assert d.trade.equity == d.trade.account.wallet
+        await d.agree()
+
+
+# ------------------------------------------------------------------ other hands on the account
+
+
+async def test_a_position_of_others_takes_a_slot_and_is_left_alone(tmp_path: Path) -> None:
+    async with bench(tmp_path, slots=2) as (venue, d):
+        await venue.user("BUY", "1", "ETHUSDT")
+        stop = await venue.client.good("POST", "v1/algoOrder", algoType="CONDITIONAL", symbol="ETHUSDT", side="SELL", type="STOP_MARKET",
+                                       triggerPrice="2900", closePosition="true")  # fmt: skip
+        await until(lambda: "ETHUSDT" in d.portfolio.foreign)
+        d.hear("ETHUSDT")
+        assert d.refused[-1] == ("ETHUSDT", "already held")
+        await d.opened("BTCUSDT")
+        d.hear("SOLUSDT", confidence=0.6)
+        assert d.gone("SOLUSDT") and "not better" in d.refused[-1][1]
+        assert await venue.held("ETHUSDT") == 1 and [s["id"] for s in await venue.standing("ETHUSDT")] == [stop["algoId"]]
+        await venue.user("SELL", "1", "ETHUSDT")
+        await until(lambda: "ETHUSDT" not in d.portfolio.foreign)
+        await d.opened("SOLUSDT")
+        await d.agree()
+
+
+async def test_others_count_in_the_accounts_leverage(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await venue.user("BUY", "9", "ETHUSDT")  # 27,000 of the 30,000 that three times the equity allow
+        await until(lambda: "ETHUSDT" in d.portfolio.foreign)
+        d.hear("BTCUSDT")
+        assert d.gone() and ("leverage" in d.refused[-1][1] or "balance" in d.refused[-1][1])
+
+
+async def test_a_position_that_the_owner_closes_by_hand_is_let_go(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        slot = await d.opened()
+        await venue.user("SELL", str(slot.qty), reduceOnly="true")
+        await until(d.gone, "the slot is free")
+        assert d.closed[0].reason == "closed from outside"
+        assert not await venue.standing() and not await venue.standing(kind="TAKE_PROFIT_MARKET")
+        await d.agree()
+
+
+async def test_what_the_owner_adds_is_protected_and_closed_with_ours(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        slot = await d.opened()
+        before = slot.qty
+        await venue.user("BUY", "0.05")
+        await until(lambda: slot.qty == before + D("0.05"))
+        await venue.user("SELL", "0.01")
+        await until(lambda: slot.qty == before + D("0.04"))
+        await venue.move("BTCUSDT", 61_000)
+        await until(d.gone, "the slot is free")
+        assert await venue.held() == 0
+        await d.agree()
+
+
+async def test_an_owner_who_turns_the_position_round_keeps_what_is_left(tmp_path: Path) -> None:
+    """His part takes a slot afterwards, and is left alone."""
+    async with bench(tmp_path) as (venue, d):
+        slot = await d.opened()
+        await venue.user("SELL", str(slot.qty + D("0.02")))
+        await until(d.gone, "the slot is free")
+        await until(lambda: d.portfolio.foreign.get("BTCUSDT") == D("-0.02"), "the rest is foreign")
+        d.hear()
+        assert d.refused[-1] == ("BTCUSDT", "already held")
+        assert await venue.held() == D("-0.02")
+
+
+async def test_a_stop_that_the_owner_cancels_is_put_back(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        slot = await d.opened()
+        assert slot.stop is not None
+        gone = slot.stop.client_id
+        await venue.client.good("DELETE", "v1/algoOrder", clientAlgoId=gone)
+        await until(lambda: d.protected() and slot.stop is not None and slot.stop.client_id != gone, "a new stop")
+        assert len(await venue.standing()) == 1 and venue.watch.naked_s < 0.5
+        await d.agree()
