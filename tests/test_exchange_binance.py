@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from decimal import Decimal as D
 from itertools import pairwise
 from pathlib import Path
@@ -16,19 +17,20 @@ from typing import Any
 import aiohttp
 import msgspec
 import numpy as np
+import pyarrow
 import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
 from src.error_handler import Fatal, Retryable
-from src.exchange.binance import PENDING_MAX, AggTrade, BinanceMarket, BookTicker, MarkPrice, Patience, Watch, open_binance
+from src.exchange.binance import PENDING_MAX, AggTrade, BinanceMarket, BookTicker, MarkPrice, Patience, Watch, decode_frame, open_binance
 from src.exchange.core import Core
 from src.exchange.errors import ApiError
 from src.exchange.jumps import JumpingMarket
 from src.exchange.listing import Book, Contract, Premium, Price, PublicRest, Snapshot, spec_of
 from src.exchange.options import Account, ExchangeOptions, VenueUrls
-from src.exchange.symbols import spec
+from src.exchange.symbols import TABLE, derived_spec, spec
 from tests.test_exchange_fake import T0, Desk, FakeMarket
 from tests.test_exchange_wire import Client, exchange, options
 
@@ -222,11 +224,38 @@ def test_odd_filters_are_brought_to_the_grid_and_none_is_left_out() -> None:
     assert spec_of(contract(filters=[])) is None
 
 
+def test_every_contract_of_a_recorded_exchange_info_can_be_listed(recorded_data: Path) -> None:
+    info = msgspec.json.decode((recorded_data / "exchangeInfo.json").read_bytes())["symbols"]
+    found = [spec_of(msgspec.convert(row, Contract, strict=False)) for row in info]
+    assert len(found) == len(info) > 600 and None not in found
+    by_name = {s.symbol: s for s in found if s is not None}
+    for known in TABLE.values():  # October 2025, but for the least notional of BTC
+        same = {f.name for f in fields(known)} - {"min_notional", "funding_interval_hours", "max_price", "derived"}
+        assert all(getattr(by_name[known.symbol], name) == getattr(known, name) for name in same), known.symbol
+
+
+def test_recorded_frames_of_the_venue_are_all_used(recorded_data: Path) -> None:
+    market, last = seen_market("CTKUSDT", "SUSHIUSDT", "AKROUSDT", "KEEPUSDT"), {}
+    with pyarrow.input_stream(str(recorded_data / "raw_ws/cryptofeed/BINANCE_FUTURES.jsonl.zst"), compression="zstd") as packed:
+        lines = [msgspec.json.decode(line) for line in packed.read().splitlines()]
+    frames = [msgspec.json.decode(line["data"])["data"] for line in lines if line["t"] == "recv"]
+    frames = [frame for frame in frames if frame["e"] in ("aggTrade", "bookTicker")]
+    for frame in frames:
+        market.take(decode_frame(msgspec.json.encode(frame)))
+        if frame["e"] == "bookTicker":
+            last[frame["s"]] = (D(frame["b"]), D(frame["a"]))
+    stand = {row[1]: row for row in market.trades(T0, T0 + 6).tolist()}
+    for i, one in enumerate(market.symbols):
+        assert (stand[i][8] * one.tick, stand[i][9] * one.tick) == last[one.symbol]
+    assert (market.tally.trades, market.tally.quotes) == (91, 613) and market.tally.late == market.tally.gaps == 0
+
+
 # ------------------------------------------------------------------ event by event
 
 
 def seen_market(*names: str) -> BinanceMarket:
-    return BinanceMarket(tuple(spec(name) for name in names or NAMES), T0)
+    known = [spec(name) if name in TABLE else derived_spec(name, price=1.0, price_digits=5, quantity_digits=0) for name in names or NAMES]
+    return BinanceMarket(tuple(known), T0)
 
 
 def trade(a: int, price: str = "60000", qty: str = "0.010", *, maker: bool = True, symbol: str = "BTCUSDT") -> AggTrade:
@@ -295,8 +324,8 @@ def test_what_nobody_takes_out_is_bounded() -> None:
 
 
 def test_a_snapshot_speaks_only_of_what_the_streams_have_not_spoken_of() -> None:
-    market = seen_market()
-    snapshot = Snapshot([Price("BTCUSDT", "1"), Price("ETHUSDT", "2"), Price("STRANGERUSDT", "3")],
+    market = seen_market(*NAMES, "SOLUSDT")
+    snapshot = Snapshot([Price("BTCUSDT", "1"), Price("ETHUSDT", "2"), Price("STRANGERUSDT", "3"), Price("SOLUSDT", "0")],
                         [Book("BTCUSDT", "1", "1", "2", "1"), Book("ETHUSDT", "1", "1", "2", "1"), Book("SOLUSDT", "0", "0", "0", "0")],
                         [Premium("ETHUSDT", "2", "", 0)])  # fmt: skip
     market.take(trade(5))

@@ -16,6 +16,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,7 +79,7 @@ class Reply(msgspec.Struct):
     msg: str = ""
 
 
-_frame = msgspec.json.Decoder(AggTrade | BookTicker | MarkPrice | list[MarkPrice]).decode
+decode_frame = msgspec.json.Decoder(AggTrade | BookTicker | MarkPrice | list[MarkPrice]).decode
 _reply = msgspec.json.Decoder(Reply).decode
 
 
@@ -92,6 +93,8 @@ class Patience:
     public_mute_s: float = 60.0
     """A quiet book may not change for long."""
     seen_within_s: float = 45.0
+    steady_s: float = 30.0
+    """Seen for so long, the next cut begins with the shortest back-off again."""
     backoff_s: tuple[float, float] = (0.2, 30.0)
 
 
@@ -200,13 +203,15 @@ class BinanceMarket:
         """What REST says of symbols that the streams have not spoken of since they were opened."""
         for price in snapshot.prices:
             i = self._place.get(price.symbol, -1)
-            if i >= 0 and self._fresh_trade[i] and float(price.price) > 0:
-                self._price[i] = self._ticks(i, price.price)
-                self._moved[i] = None
+            if i >= 0 and self._fresh_trade[i]:
+                with suppress(*RUBBISH):  # a contract that has never traded has a price of 0
+                    self._price[i] = self._ticks(i, price.price)
+                    self._moved[i] = None
         for book in snapshot.books:
             i = self._place.get(book.symbol, -1)
-            if i >= 0 and self._fresh_book[i] and float(book.bid_price) > 0 and float(book.ask_price) > 0:
-                self._set_book(i, book.bid_price, book.bid_qty, book.ask_price, book.ask_qty)
+            if i >= 0 and self._fresh_book[i]:
+                with suppress(*RUBBISH):  # a side without orders has a price of 0
+                    self._set_book(i, book.bid_price, book.bid_qty, book.ask_price, book.ask_qty)
         for premium in snapshot.premiums:
             self._take_mark(premium.symbol, premium.mark_price, premium.last_funding_rate, premium.next_funding_time)
 
@@ -280,7 +285,7 @@ class Line:
         async for message in frames:
             self._heard_ns = monotonic_ns()
             try:
-                take(_frame(message.data))
+                take(decode_frame(message.data))
             except (*RUBBISH, KeyError, TypeError):
                 self._odd(message.data)
         raise ConnectionResetError(f"closed with {frames.close_code}")
@@ -328,6 +333,7 @@ class Watch:
     async def run(self) -> None:
         """For ever."""
         while True:
+            started_ns = monotonic_ns()
             try:
                 await self._see()
             except CUTS as error:
@@ -335,6 +341,8 @@ class Watch:
                 if self._cut_log.due(monotonic_ns()):
                     self._say_seen = True
                     warn(f"the venue's market is not seen: {str(error) or type(error).__name__}", **asdict(self.market.tally))
+            if monotonic_ns() - started_ns > self.patience.steady_s * SECOND_NS:
+                self._pause_s = self.patience.backoff_s[0]
             await asyncio.sleep(self._pause_s * self._chance.uniform(0.5, 1.0))
             self._pause_s = min(2 * self._pause_s, self.patience.backoff_s[1])
 
@@ -373,7 +381,6 @@ class Watch:
             self.market.settle(await self._rest.snapshot())
         except AegisError as error:
             warn(f"a quiet symbol's book is seen only once it moves: {error}")
-        self._pause_s = self.patience.backoff_s[0]
         self.seen.set()
         if self._say_seen:
             self._say_seen = False

@@ -170,7 +170,8 @@ async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], 
             tasks.append(asyncio.create_task(watch.run()))
             tasks[-1].add_done_callback(partial(_ended, venue))
             await _first_sight(watch, stop)
-        on_ready(ready_at(options.host, port, venue.clock))
+        if not stop.is_set():
+            on_ready(ready_at(options.host, port, venue.clock))
         await stop.wait()
         if venue.failed is not None:
             raise venue.failed
