@@ -179,11 +179,16 @@ def modules() -> str:
     return table(["module", "what it is"], rows)
 
 
-def transitions(given: Any) -> str:
+def transitions(module: Any, given: Any) -> str:
+    """A table of states, with the remarks that stand behind its rows in the source."""
+    rows = re.findall(r"\((?:\w+\.)*_?(\w+), (?:\w+\.)*(\w+)\): [\w.]+,  # (.+)", inspect.getsource(module))
+    remarks = {(state, event): remark for state, event, remark in rows}
+
     def name(x: Any) -> str:
         return f"`{x.value if isinstance(x.value, str) else x.name}`"
 
-    return table(["state", "event", "next"], [[name(state), name(event), name(after)] for (state, event), after in given.items()])
+    return table(["state", "event", "next", "remark"],
+                 [[name(state), name(event), name(after), remarks.get((state.name, event.name), "")] for (state, event), after in given.items()])
 
 
 def slot_fields() -> str:
@@ -236,8 +241,8 @@ def recordings() -> str:
 
 GENERATED: dict[str, Callable[[], str]] = {
     "settings": settings, "layers": layers, "modules": modules, "slot fields": slot_fields, "control words": control_words,
-    "slot transitions": lambda: transitions(slots.TRANSITIONS), "socket transitions": lambda: transitions(sockets.NEXT),
-    "order life": lambda: transitions(orders.ORDER_LIFE), "algo life": lambda: transitions(orders.ALGO_LIFE),
+    "slot transitions": lambda: transitions(slots, slots.TRANSITIONS), "socket transitions": lambda: transitions(sockets, sockets.NEXT),
+    "order life": lambda: transitions(orders, orders.ORDER_LIFE), "algo life": lambda: transitions(orders, orders.ALGO_LIFE),
     "journal tables": journal_tables, "error classes": error_classes, "reactions": reactions, "rule book": rule_book, "recordings": recordings,
     "switches": lambda: dataclass_rows(options.Switches), "venue limits": lambda: dataclass_rows(options.Limits),
 }  # fmt: skip
