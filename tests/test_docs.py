@@ -41,6 +41,8 @@ INTERFACE = (
     "📊 Report: X matches, Y mismatches", "⚠️ Position mismatches detected",
 )  # fmt: skip
 """Lines that people watch for, word for word. Changing one is a change of an interface."""
+LETTERS_MIN = 6
+"""A string with fewer letters of its own could be anything."""
 README_HEADINGS = ("Two commands", "What you will see", "Settings", "Safety", "Going live")
 
 
@@ -77,11 +79,12 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def pattern_of(node: ast.expr) -> str:
-    """What a string, plain or with values in it, looks like: a regular expression."""
+    """What a string, plain or with values in it, looks like: a regular expression. Backticks are left out, as in the documents' cells."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return ".*".join(re.escape(part) for part in node.value.split("{}"))
+        return ".*".join(re.escape(part) for part in node.value.replace("`", "").split("{}"))
     if isinstance(node, ast.JoinedStr):
-        return "".join(re.escape(str(part.value)) if isinstance(part, ast.Constant) else ".*" for part in node.values)
+        parts = (re.escape(str(part.value).replace("`", "")) if isinstance(part, ast.Constant) else ".*" for part in node.values)
+        return "".join(parts)
     return ".*"
 
 
@@ -91,7 +94,7 @@ def said_in(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in inside:
             pattern = pattern_of(node)
-            if len(pattern.replace(".*", "")) >= 6:
+            if sum(letter.isalpha() for letter in pattern) >= LETTERS_MIN:
                 yield pattern
 
 
