@@ -530,6 +530,9 @@ async def test_streams_deliver_as_documented() -> None:
             assert await socket.ask({"method": "SUBSCRIBE", "params": sorted(silent), "id": 1}) == {"result": None, "id": 1}
             for name in sorted(n for n in delivers if (base == client.ready.public) == bool(re.search("depth|bookTicker", n))):
                 await socket.send({"method": "SUBSCRIBE", "params": [name], "id": 2})
+                if name == "!contractInfo":
+                    await socket.until(lambda m: m.get("id") == 2)
+                    await client.control("symbol", symbol="ETHUSDT", status="TRADING")
                 got = [m["stream"] for m in await socket.until(lambda m, name=name: m.get("stream") == name) if "stream" in m]
                 assert not silent & set(got)
                 await socket.send({"method": "UNSUBSCRIBE", "params": [name], "id": 3})

@@ -1,4 +1,5 @@
-"""The control door: exists only when asked for, and only for tests. Price jumps, dropped and muted streams, latency, faults, the books."""
+"""The control door: exists only when asked for, and only for tests. Price jumps, delistings, streams that are dropped, muted, flooded or fed
+rubbish, latency, faults, the books."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ import msgspec
 from aiohttp import web
 
 from src.exchange.faults import Kind, Rule
+from src.exchange.state import Standing
 from src.exchange.streams import MARKET, PRIVATE, PUBLIC, Streams
 from src.exchange.venue import Venue
 
 PREFIX = "/control/"
+COPIES_MAX = 100
 
 
 class Control:
@@ -42,6 +45,19 @@ class Control:
                 return {"dropped": self._streams.cut_all()}
             case "POST", "mute":
                 return self._mute(str(body["route"]), bool(body["on"]))
+            case "POST", "mute_stream":
+                self._streams.channels[str(body["stream"])].copies = 0
+                return {}
+            case "POST", "flood":
+                route, copies = _market_route(body), int(body["copies"])
+                if not 1 <= copies <= COPIES_MAX:
+                    raise ValueError(f"copies must be 1 to {COPIES_MAX}")
+                self._streams.flood(route, copies)
+                return {"copies": copies}
+            case "POST", "rubbish":
+                return {"heard": self._streams.say(_market_route(body), [str(text) for text in body["texts"]])}
+            case "POST", "symbol":
+                return self._symbol(str(body["symbol"]), body)
             case "POST", "latency":
                 self._venue.latency_ms = max(0, int(body["latency_ms"]))
                 return {"latency_ms": self._venue.latency_ms}
@@ -67,8 +83,29 @@ class Control:
         self._venue.at_once(lambda: self._venue.core.jump(index, ticks - int(state.quotes.last[index])))
         return {"symbol": symbol, "price": format(state.quotes.last_price(index), "f")}
 
+    def _symbol(self, symbol: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A contract's status or delivery date changes, and whoever listens to ``!contractInfo`` is told. Not kept over a restart."""
+        state = self._venue.state
+        index = state.index[symbol]
+        was = state.standings[index]
+        now = state.standings[index] = Standing(str(body.get("status", was.status)), int(body.get("delivery_ms", was.delivery_ms)))
+        channel = self._streams.channels.get("!contractInfo")
+        if channel is not None:
+            event = {"e": "contractInfo", "E": self._venue.now_ms(), "s": symbol, "ps": symbol, "ct": "PERPETUAL", "dt": now.delivery_ms,
+                     "ot": state.specs[index].onboard_ms, "cs": now.status, "st": 1}  # fmt: skip
+            channel.publish(msgspec.json.encode(event))
+            self._streams.flush()
+        return {"symbol": symbol, "status": now.status, "delivery_ms": now.delivery_ms}
+
     def _mute(self, route: str, on: bool) -> dict[str, Any]:
         if route not in (MARKET, PUBLIC, PRIVATE):
             raise ValueError(f"no route {route!r}")
         (self._streams.muted.add if on else self._streams.muted.discard)(route)
         return {"muted": sorted(self._streams.muted)}
+
+
+def _market_route(body: dict[str, Any]) -> str:
+    route = str(body["route"])
+    if route not in (MARKET, PUBLIC):
+        raise ValueError(f"no market data on route {route!r}")
+    return route

@@ -43,6 +43,8 @@ class Placing:
             raise ApiError(-4131)
         if not state.quotes.seen(entry.symbol):
             raise ApiError(-1112)
+        if not entry.reducing and state.standings[entry.symbol].status != "TRADING":
+            raise ApiError(-4140)
         price = self._matched_price(entry)
         qty = entry.qty
         mark = state.quotes.mark(entry.symbol)

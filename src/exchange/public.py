@@ -13,12 +13,11 @@ from src.exchange.entry import optional_symbol, symbol_of
 from src.exchange.errors import ApiError
 from src.exchange.events import money
 from src.exchange.params import Params
-from src.exchange.state import State
+from src.exchange.state import Standing, State
 from src.exchange.symbols import SymbolSpec
 
 DEPTH_LIMITS = (5, 10, 20, 50, 100, 500, 1000)
 ORDER_TYPES = ("LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET", "TRAILING_STOP_MARKET")
-DELIVERY_NEVER_MS = 4_133_404_800_000
 AGG_LOOK_BACK_MS = 2 * DAY_MS
 SERVER_TIME_STALE_MS = 3 * DAY_MS
 ASSETS = (("USDT", "-10000"), ("BTC", "-0.10000000"), ("BNB", "-10"), ("ETH", "-5"), ("USDC", "-10000"), ("FDUSD", "0"), ("BNFCR", "0"),
@@ -40,18 +39,19 @@ def exchange_info(call: Call) -> dict[str, Any]:
         "timezone": "UTC", "serverTime": venue.clock.t0_ms - SERVER_TIME_STALE_MS, "futuresType": "U_MARGINED",
         "rateLimits": venue.limiter.table(), "exchangeFilters": [],
         "assets": [{"asset": a, "marginAvailable": True, "autoAssetExchange": x} for a, x in ASSETS],
-        "symbols": [_symbol_info(s, venue.options.limits.open_orders_per_symbol) for s in venue.state.specs],
+        "symbols": [_symbol_info(spec, standing, venue.options.limits.open_orders_per_symbol)
+                    for spec, standing in zip(venue.state.specs, venue.state.standings, strict=True)],
     }  # fmt: skip
 
 
-def _symbol_info(spec: SymbolSpec, order_limit: int) -> dict[str, Any]:
+def _symbol_info(spec: SymbolSpec, standing: Standing, order_limit: int) -> dict[str, Any]:
     def text(value: Decimal) -> str:
         return format(value, "f")
 
     lot = {"minQty": text(spec.min_qty), "stepSize": text(spec.step)}
     return {
-        "symbol": spec.symbol, "pair": spec.symbol, "contractType": "PERPETUAL", "deliveryDate": DELIVERY_NEVER_MS,
-        "onboardDate": spec.onboard_ms, "status": "TRADING", "maintMarginPercent": "2.5000", "requiredMarginPercent": "5.0000",
+        "symbol": spec.symbol, "pair": spec.symbol, "contractType": "PERPETUAL", "deliveryDate": standing.delivery_ms,
+        "onboardDate": spec.onboard_ms, "status": standing.status, "maintMarginPercent": "2.5000", "requiredMarginPercent": "5.0000",
         "baseAsset": spec.base, "quoteAsset": spec.quote, "marginAsset": spec.quote, "pricePrecision": spec.price_precision,
         "quantityPrecision": spec.quantity_precision, "baseAssetPrecision": 8, "quotePrecision": 8, "underlyingType": "COIN",
         "underlyingSubType": ["Crypto"], "triggerProtect": text(spec.trigger_protect), "liquidationFee": text(spec.liquidation_fee),

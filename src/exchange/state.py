@@ -23,6 +23,13 @@ FIRST_TRADE_ID = 7_000_000_000
 FIRST_TRAN_ID = 9_689_000_000_000
 
 
+class Standing(NamedTuple):
+    """What exchangeInfo says of a contract's life. ``delivery_ms``: when it ends; moved closer, it announces a delisting."""
+
+    status: str = "TRADING"
+    delivery_ms: int = 4_133_404_800_000
+
+
 class UserEvent(NamedTuple):
     """One event for the streams of one account, as the venue would send it."""
 
@@ -72,6 +79,7 @@ class State:
         self.specs = specs
         self.index = {s.symbol: i for i, s in enumerate(specs)}
         self.now_ms = now_ms
+        self.standings = [Standing() for _ in specs]
         self.quotes = Quotes(specs)
         self.accounts: list[AccountState] = []
         self.orders: dict[int, Order] = {}

@@ -27,12 +27,13 @@ LIST_MAX = 10_000
 
 
 class Channel:
-    """One stream name and who listens, by mode of framing."""
+    """One stream name and who listens, by mode of framing. ``copies``: so often is every frame sent; 0 is a mute stream."""
 
-    __slots__ = ("_head", "combined", "name", "raw")
+    __slots__ = ("_head", "combined", "copies", "name", "raw")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, copies: int = 1) -> None:
         self.name = name
+        self.copies = copies
         self.raw: dict[Connection, None] = {}
         self.combined: dict[Connection, None] = {}
         self._head = b'{"stream":"' + name.encode() + b'","data":'
@@ -43,11 +44,11 @@ class Channel:
     def publish(self, payload: bytes) -> None:
         """Send one payload, framed once for each mode."""
         if self.raw:
-            whole = frame(payload)
+            whole = frame(payload) * self.copies
             for connection in self.raw:
                 connection.send(whole)
         if self.combined:
-            whole = frame(self._head + payload + b"}")
+            whole = frame(self._head + payload + b"}") * self.copies
             for connection in self.combined:
                 connection.send(whole)
 
@@ -79,6 +80,7 @@ class Streams:
         self.channels: dict[str, Channel] = {}
         self.listeners: dict[Connection, Listener] = {}
         self.muted: set[str] = set()
+        self.copies = {PUBLIC: 1, MARKET: 1}
         self.changed = 0
 
     # ------------------------------------------------------------------ connections
@@ -148,7 +150,7 @@ class Streams:
             return
         channel = self.channels.get(name)
         if channel is None:
-            channel = self.channels[name] = Channel(name)
+            channel = self.channels[name] = Channel(name, self.copies[PUBLIC if is_public else MARKET])
         (channel.combined if listener.combined else channel.raw)[listener.connection] = None
         self.changed += 1
 
@@ -287,6 +289,21 @@ class Streams:
     def keep_alive(self, ping: bool) -> None:
         for connection in list(self.listeners):
             connection.keep_alive(ping)
+
+    def say(self, route: str, texts: list[str]) -> int:
+        """These texts as frames to every listener of a route, whatever they are; how many listeners."""
+        heard = [listener.connection for listener in self.listeners.values() if listener.route == route]
+        for connection in heard:
+            for text in texts:
+                connection.send_text(text.encode())
+        return len(heard)
+
+    def flood(self, route: str, copies: int) -> None:
+        """Every frame of a route comes so many times from now on."""
+        self.copies[route] = copies
+        for channel in self.channels.values():
+            if channel.copies and (_PUBLIC_NAME.fullmatch(channel.name) is not None) == (route == PUBLIC):
+                channel.copies = copies
 
     def cut_all(self) -> int:
         """Drop every stream connection; how many."""
