@@ -275,6 +275,7 @@ class Line:
         for number, start in enumerate(range(0, len(names), SUBSCRIBE_NAMES), start=1):
             part = names[start : start + SUBSCRIBE_NAMES]
             self._unanswered.add(number)
+            self._answered.clear()
             await self._socket.send_str(msgspec.json.encode({"method": "SUBSCRIBE", "params": part, "id": number}).decode())
             await asyncio.sleep(SUBSCRIBE_EVERY_S)
         await self._answered.wait()
