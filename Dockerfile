@@ -8,6 +8,8 @@ COPY src src
 COPY models/README.md models/README.md
 COPY data/README.md data/README.md
 # Kernels are compiled at the first start and kept on the data volume.
+RUN useradd --create-home aegis && chown -R aegis /app
+USER aegis
 ENV PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/app/data/kernels
 VOLUME /app/data /app/models
 EXPOSE 8080

@@ -102,6 +102,11 @@ class Brain:
     def quote_of(self, symbol: str) -> Quote:
         return self.market.quote(self._index[symbol], self._clock.market_ms())
 
+    @property
+    def setups_refused(self) -> int:
+        """Proposals that the strategy itself refused, by its own count."""
+        return sum(self.decider.strategy.statistics().values())
+
     def stale_symbols(self, limit_ms: float) -> int:
         """How many symbols have shown neither a quote nor a trade for ``limit_ms`` of market time."""
         rows = self.market.market.symbols

@@ -20,7 +20,7 @@ from src.brain import Brain, Decider, listen, tell_errors
 from src.bus import EventBus
 from src.clock import Clock, monotonic_ns
 from src.config import Endpoints, Settings
-from src.error_handler import AegisError, Fatal, Retryable, catch_and_log, lifecycle, warn
+from src.error_handler import AegisError, Fatal, Halt, Retryable, catch_and_log, failure, lifecycle, warn
 from src.gateway import Gateway
 from src.journal import Journal
 from src.life import Life
@@ -47,6 +47,9 @@ STEADY_S = 1.0
 CONNECT_S = 5.0
 SETTLE_S = 5.0
 SYNC_S = 600
+REMEMBER_S = 30
+RETRY_S = 5.0
+STREAM_DOWN = "the user stream is down"
 MAINTENANCE_FALLBACK = Decimal("0.05")
 SLIPPAGE = 0.0001
 """Expected one way, as a share of the price, for the cost rule; what an entry may slip at most is MAX_SLIPPAGE_BPS."""
@@ -196,6 +199,8 @@ class Room:
         block.set("confidence_source", int(student is not None))
         self.stream = UserStream(self.rest, given.urls.private, on_event=self.trade.on_event, on_state=self._stream_state, on_fault=self._fault)
         self._streaming = asyncio.Event()
+        self._recheck_wanted = asyncio.Event()
+        self.trade.holds["stream"] = STREAM_DOWN
 
     def _fault(self, error: AegisError) -> None:
         """A connection could not be made: a bad key ends the process, a clock that is off is set right, the rest tries again by itself."""
@@ -208,7 +213,7 @@ class Room:
         """The user stream replays nothing: without it nothing opens, and after it everything is compared again."""
         self.life.block.set("user_stream_live", int(up))
         if not up:
-            self.trade.holds["stream"] = "the user stream is down"
+            self.trade.holds["stream"] = STREAM_DOWN
             return
         self.trade.holds.pop("stream", None)
         self._streaming.set()
@@ -216,14 +221,30 @@ class Room:
             self.recheck()
 
     def recheck(self) -> None:
-        self.trade.spawn(reconcile(self.trade, self.portfolio, self.gateway, self.given.clock))
+        """Compare with the venue again, soon: after a reconnect, or when the Orchestrator saw a difference."""
+        self._recheck_wanted.set()
+
+    async def _rechecks(self) -> None:
+        """One comparison at a time; one that fails is tried again, and nothing opens until it has passed."""
+        while True:
+            await self._recheck_wanted.wait()
+            self._recheck_wanted.clear()
+            try:
+                await reconcile(self.trade, self.portfolio, self.gateway, self.given.clock)
+            except (Fatal, Halt):
+                raise
+            except AegisError as error:
+                failure("comparing with the venue failed and is tried again", error)
+                self._recheck_wanted.set()
+                await asyncio.sleep(RETRY_S)
 
     async def live(self) -> None:
         """Money first: what is held is recovered and protected, then the market is read, then new entries."""
         connections = [self.ws.start(), self.stream.start()]
         try:
             with contextlib.suppress(TimeoutError):  # without the stream recovery is repeated when it comes
-                await asyncio.wait_for(self._streaming.wait(), CONNECT_S)
+                async with asyncio.timeout(CONNECT_S):
+                    await self._streaming.wait()
             self.trade.recovering = True
             await recover(self.trade, self.journal, self.portfolio, self.gateway, self.given.clock)
             self.brain.start(self.life.fail, lambda error: self.trade.latch("halt", f"{type(error).__name__}: {error}"))
@@ -241,7 +262,7 @@ class Room:
         """Until stopped. A task that ends by itself failed, and ends the process: the container starts it anew, and starting is recovering."""
         life, clock, market = self.life, self.given.clock, self.brain.market
         mine = [asyncio.ensure_future(work) for work in (
-            life.stop.wait(), self._ticks(), self._steady(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
+            life.stop.wait(), self._ticks(), self._steady(), self._rechecks(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
             keep_prepared(self.trade, self.rest, market.symbols, self.leverage, life.stop))]  # fmt: skip
         waiting = {*mine, *connections}
         try:
@@ -268,9 +289,17 @@ class Room:
             life.block.set("stale_symbols", self.brain.stale_symbols(stale_ms))
             life.block.set("wal_bytes", self.journal.wal_bytes())
             show_use(self.rest.governor, clock, life.block)
-            self.trade.remember()
+            self._show_market()
+            if second % REMEMBER_S == 0:
+                self.trade.remember()
             if second % SYNC_S == 0:
                 self.trade.spawn(self._sync())
+
+    def _show_market(self) -> None:
+        block, counts = self.life.block, self.brain.market.statistics()
+        block.set("late_trades", counts["late"])
+        block.set("setups_refused", self.brain.setups_refused)
+        block.set("seq_errors", self.given.ring.statistics()["seq_errors"])
 
     @catch_and_log("the venue's time was not measured")
     async def _sync(self) -> None:

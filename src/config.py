@@ -96,7 +96,7 @@ class Settings:
     public_url: str = _setting("", "URL", "override: /public streams", empty=True)
     private_url: str = _setting("", "URL", "override: /private streams", empty=True)
     ws_api_url: str = _setting("", "URL", "override: WebSocket API", empty=True)
-    state_dir: str = _setting("data/state", "folder", "journal, the local exchange's books, kernel cache")
+    state_dir: str = _setting("data/state", "folder", "journal, and the local exchange's books")
     data_dir: str = _setting("data", "folder", "market data and reports")
     models_dir: str = _setting("models", "folder", "trained models")
 

@@ -29,13 +29,11 @@ EVERY: dict[str, type] = {
     "started_ns": int,  # CLOCK_MONOTONIC
     "state": int,
     "pid": int,
-    "errors": int,
     "rss_bytes": int,
 }
 VENUE: dict[str, type] = {
     "weight_minute": int,  # the minute that weight_used belongs to: milliseconds since 1970 // 60,000
     "weight_used": int,
-    "order_count_10s": int,
     "banned_until_ms": int,  # market time; 0 = not banned
 }
 FEED: dict[str, type] = {
@@ -84,7 +82,7 @@ BRAIN: dict[str, type] = {
     "unrealised": float,
     "realised_today": float,
     "confidence_source": int,  # 0 teacher, 1 student
-    "latched": int,  # a bit for each tripped limit
+    "latched": int,  # how many limits are tripped
     "reconciled_ok": int,
     "wal_bytes": int,
     "user_stream_live": int,

@@ -82,7 +82,8 @@ class Dispatcher:
         """
         self._closed = True
         with contextlib.suppress(TimeoutError):  # what is left is returned
-            await asyncio.wait_for(self._quiet.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._quiet.wait()
         left = [*self._running.values(), *sorted(self._waiting)]
         dropped = [job.name for job in left if job.future.cancel()]
         self._cancelled += len(self._waiting)

@@ -143,7 +143,8 @@ class Gaps:
                 await self._page(symbol, self._ailing[symbol].holes[0])
                 continue
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._work.wait(), wait_s)
+                async with asyncio.timeout(wait_s):  # wait_for of 3.11 may swallow a cancel
+                    await self._work.wait()
 
     def _next(self, now_ns: int) -> tuple[int, float | None]:
         """The symbol to work on; or -1 and for how many seconds there is nothing to do (None: until woken)."""

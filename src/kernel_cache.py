@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -31,7 +32,7 @@ def use() -> Path:
     name = source_hash()
     if given.endswith(name):
         return Path(given)
-    root = Path(given) if given else _writable(_SOURCES / "__pycache__" / "kernels")
+    root = _above(Path(given)) if given else _writable(_SOURCES / "__pycache__" / "kernels")
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
@@ -40,6 +41,11 @@ def use() -> Path:
     for old in others[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _above(folder: Path) -> Path:
+    """The root of a folder that another version of these sources was pointed at."""
+    return folder.parent if re.fullmatch(r"[0-9a-f]{16}", folder.name) else folder
 
 
 def _writable(folder: Path) -> Path:

@@ -251,7 +251,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class ClosedTrade:
-    """A position from first to last fill. ``realised`` before, ``net`` after commission and funding."""
+    """A position from first to last fill. ``realised`` before, ``net`` after commission; funding is apart."""
 
     symbol: str
     side: Side

@@ -188,11 +188,13 @@ def propose_setups(m: Market, closed: Symbols, plan: Plan, rows: Records, refusa
 
 class Strategy(Protocol):
     """Who proposes setups. ``propose`` returns SETUP_DTYPE rows in the order of ``closed``, with prices, times, id, features and score;
-    ``costs`` is the round trip of each of all symbols as a fraction of the price."""
+    ``costs`` is the round trip of each of all symbols as a fraction of the price. ``statistics``: what it refused, by name."""
 
     name: str
 
     def propose(self, state: MarketState, closed: Symbols, costs: Floats) -> Setups: ...
+
+    def statistics(self) -> dict[str, int]: ...
 
 
 class Judge(Protocol):

@@ -43,6 +43,9 @@ class OneBuy:
             row["expires_ms"], row["limit_ms"] = T0 + 100 * SETUP_MS, 24 * SETUP_MS
         return rows
 
+    def statistics(self) -> dict[str, int]:
+        return {}
+
 
 class Rig:
     def __init__(self, folder: Path, confidence: float) -> None:

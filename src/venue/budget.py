@@ -27,3 +27,5 @@ def show_use(governor: Governor, clock: Clock, block: Block) -> None:
     """Write this process's use into its counters; after requests, or once a second."""
     block.set("weight_minute", clock.unscaled_ms() // MINUTE_MS)
     block.set("weight_used", governor.own_1m)
+    blocked_ms = int(governor.blocked_s() * 1000)
+    block.set("banned_until_ms", clock.unscaled_ms() + blocked_ms if blocked_ms else 0)

@@ -119,8 +119,7 @@ class UserStream:
             self._socket = None
             self._set_state(False)
             socket.transport.abort()
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([keep_alive])
+            await asyncio.wait([keep_alive])
 
     async def _listen_key(self) -> str:
         answer = await self._rest.send("POST", LISTEN_KEY_PATH, weight=1, signed=False, priority=Priority.PROTECT)
