@@ -4,6 +4,7 @@ Invariants
   * A bar closes once, with its indicators and structure, and is never changed afterwards.
   * Open and close of a candle follow venue time and trade id, so the order of arrival changes nothing; volumes are whole steps.
   * A candle without trades is flat at the close before it. What is known to be missing taints the setup bar, and that bar arms nothing.
+  * Of each closed base candle it is kept what may be wrong with it (``flaws``), so that a difference from the venue's has a cause.
 
 All arrays of the market are one ``Market``: kernels take it whole and index it [symbol] or [time frame, symbol].
 """
@@ -41,6 +42,7 @@ from src.ring_buffer import (
     AT_LAST_TIME_MS,
     AT_LOW,
     AT_OPEN,
+    AT_SPARE_A,
     AT_TAKER_BUY_VOLUME,
     AT_TIME_MS,
     AT_TRADE_COUNT,
@@ -51,11 +53,14 @@ from src.smc import STRUCTURE_DTYPE, advance_structure
 NEVER_MS = np.int64(1) << 62
 SETUPS_MAX = 12
 """Rows for setups of one symbol, armed and entered together."""
+GAPPED, LATE, STRANGE, PARTIAL, SEEDED = 1, 2, 4, 8, 16
+"""Flaws of a closed base candle, or-ed: it closed while trades were missing; a print came after it; trades happened that no aggregate holds
+(insurance fund, deleveraging); trades from before the ring began may be missing; it was read from history and not built here."""
 
 OPEN_BAR_DTYPE = np.dtype([
     ("open_ms", "i8"), ("end_ms", "i8"), ("open", "f8"), ("high", "f8"), ("low", "f8"), ("close", "f8"), ("volume", "f8"),
     ("taker_volume", "f8"), ("trades", "i8"), ("first_ms", "i8"), ("last_ms", "i8"), ("first_id", "i8"), ("last_id", "i8"),
-    ("parts", "i8"), ("tainted", "i8"), ("partial", "i8"),
+    ("parts", "i8"), ("tainted", "i8"), ("partial", "i8"), ("strange", "f8"),
 ])
 """A bar that is still open. ``end_ms`` 0: nothing seen yet. ``parts``: fragments or candles in it. ``tainted``: something is missing, the bar arms
 nothing (bit 0: more history may cure it; bit 1: history itself lacks it). ``partial``: 1 while a base candle after ``seed`` may lack
@@ -66,10 +71,12 @@ SYMBOL_DTYPE = np.dtype([
     ("gapped", "i8"), ("tradable", "i8"), ("open_bar", OPEN_BAR_DTYPE), ("interval_ms", "i8"), ("bars", "i8"), ("armable", "i8"),
     ("bid", "f8"), ("ask", "f8"), ("bid_qty", "f8"), ("ask_qty", "f8"), ("quote_ms", "i8"), ("quote_ns", "i8"),
     ("mark", "f8"), ("index", "f8"), ("funding", "f8"), ("funding_ms", "i8"), ("mark_ms", "i8"),
+    ("leave_ms", "i8"), ("unstreamed", "i8"), ("wrong", "i8"),
 ])
 """What every trade touches, close together. ``alarm_*``: no setup of the symbol changes while low > alarm_low, high < alarm_high and
 time < alarm_ms. ``open_bar``, ``interval_ms``, ``bars``: the base candle, its length, how many closed. ``armable``: the last setup bar may
-arm setups. Quantities in steps. 0 = not known yet."""
+arm setups. ``leave_ms``: when the contract ends, 0 never. ``unstreamed``: nothing more is to come of it. ``wrong``: a closed bar is not what
+the venue has, and history may cure it. Quantities in steps. 0 = not known yet."""
 
 FRAME_DTYPE = np.dtype([
     ("interval_ms", "i8"), ("rsi_period", "i8"), ("atr_period", "i8"), ("open_bar", OPEN_BAR_DTYPE), ("indicators", INDICATOR_DTYPE),
@@ -88,12 +95,14 @@ TALLY_DTYPE = np.dtype([(name, "i8") for name in BATCH_FIELDS + TOTAL_FIELDS])
 
 class Market(NamedTuple):
     """All arrays, as kernels take them, n symbols: ``symbols`` SYMBOL_DTYPE (n), ``frames`` FRAME_DTYPE (FRAMES, n; the base frame's are
-    never touched), ``bars`` the closed bars (FRAMES, n, history, 8), ``setups`` SETUP_DTYPE (n, SETUPS_MAX); of the batch ``closed``
-    symbols (n), ``fired`` FIRED_DTYPE, ``outcomes`` OUTCOME_DTYPE, ``crossing`` CROSSING_DTYPE (1), a scratch; ``tally`` TALLY_DTYPE (1)."""
+    never touched), ``bars`` the closed bars (FRAMES, n, history, 8), ``flaws`` of the closed base candles (n, history), ``setups``
+    SETUP_DTYPE (n, SETUPS_MAX); of the batch ``closed`` symbols (n), ``fired`` FIRED_DTYPE, ``outcomes`` OUTCOME_DTYPE, ``crossing``
+    CROSSING_DTYPE (1), a scratch; ``tally`` TALLY_DTYPE (1)."""
 
     symbols: Records
     frames: Records
     bars: Floats
+    flaws: npt.NDArray[np.uint8]
     setups: Records
     closed: npt.NDArray[np.int64]
     fired: Records
@@ -108,7 +117,7 @@ def start_bar(bar: Row, interval_ms: Int, time_ms: Int, price: float) -> None:
     bar.open_ms = time_ms - time_ms % interval_ms
     bar.end_ms = bar.open_ms + interval_ms
     bar.open = bar.high = bar.low = bar.close = price
-    bar.volume = bar.taker_volume = 0.0
+    bar.volume = bar.taker_volume = bar.strange = 0.0
     bar.trades, bar.first_ms, bar.last_ms, bar.parts, bar.tainted, bar.partial = 0, 0, 0, 0, 0, 0
 
 
@@ -118,7 +127,7 @@ def next_bar(bar: Row, interval_ms: Int) -> None:
     bar.open_ms = bar.end_ms
     bar.end_ms += interval_ms
     bar.open = bar.high = bar.low = bar.close
-    bar.volume = bar.taker_volume = 0.0
+    bar.volume = bar.taker_volume = bar.strange = 0.0
     bar.trades, bar.first_ms, bar.last_ms, bar.parts, bar.tainted, bar.partial = 0, 0, 0, 0, 0, 0
 
 
@@ -160,16 +169,36 @@ def finish_bar(frame: Row, bars: Floats) -> None:
 
 
 @kernel
-def finish_base(row: Row, bars: Floats) -> None:
-    """Close the open base candle: history, and an empty candle after it."""
-    write_bar(row.open_bar, bars[row.bars % len(bars)])
+def finish_base(m: Market, i: Int, flaws: Int) -> None:
+    """Close the open base candle of symbol ``i``: history, what may be wrong with it, and an empty candle after it."""
+    row, bars = m.symbols[i], m.bars[BASE, i]
+    at = row.bars % len(bars)
+    write_bar(row.open_bar, bars[at])
+    m.flaws[i, at] = flaws
     row.bars += 1
     next_bar(row.open_bar, row.interval_ms)
 
 
 @kernel
-def close_candle(m: Market, i: Int) -> bool:
-    """Close the open base candle of symbol ``i`` and whatever ends with it. True: a setup bar closed."""
+def flaws_of(bar: Row) -> Int:
+    """What may be wrong with a candle that closes now."""
+    flaws = GAPPED if bar.tainted else 0
+    flaws |= STRANGE if bar.strange > 0.0 else 0
+    return flaws | (PARTIAL if bar.partial else 0)
+
+
+@kernel
+def note_late(m: Market, i: Int, time_ms: Int) -> None:
+    """A print came for a candle of symbol ``i`` that is closed."""
+    row = m.symbols[i]
+    back = (row.open_bar.open_ms - time_ms + row.interval_ms - 1) // row.interval_ms
+    if 0 < back <= min(row.bars, m.flaws.shape[1]):
+        m.flaws[i, (row.bars - back) % m.flaws.shape[1]] |= LATE
+
+
+@kernel
+def close_candle(m: Market, i: Int, flaws: Int) -> bool:
+    """Close the open base candle of symbol ``i`` and whatever ends with it; ``flaws``: besides its own. True: a setup bar closed."""
     row, setup, tally = m.symbols[i], m.frames[SETUP, i], m.tally[0]
     bar, above = row.open_bar, setup.open_bar
     if bar.parts == 0:
@@ -178,9 +207,10 @@ def close_candle(m: Market, i: Int) -> bool:
     bar.tainted |= row.gapped
     fold_bar(bar, above, setup.interval_ms)
     closed = bool(bar.end_ms >= above.end_ms)
-    finish_base(row, m.bars[BASE, i])
+    finish_base(m, i, flaws | flaws_of(bar))
     if closed:
         row.armable = 1 if above.tainted == 0 else 0
+        row.wrong |= above.tainted & 1
         close_setup_bar(m, i)
         tally.setup_bars += 1
     return closed
@@ -201,7 +231,7 @@ def close_until(m: Market, i: Int, time_ms: Int) -> bool:
     """Close candles of symbol ``i`` that end at or before ``time_ms``, up to the first setup bar. True: stopped there, arm first."""
     bar = m.symbols[i].open_bar
     while bar.end_ms <= time_ms:
-        if close_candle(m, i):
+        if close_candle(m, i, 0):
             m.closed[m.tally[0].closed] = i
             m.tally[0].closed += 1
             return True
@@ -223,6 +253,7 @@ def merge_trade(bar: Row, floats: Floats, ids: Any, at: Int) -> None:
     bar.volume += floats[at + AT_VOLUME]
     bar.taker_volume += floats[at + AT_TAKER_BUY_VOLUME]
     bar.trades += np.int64(ids[at + AT_TRADE_COUNT])
+    bar.strange += floats[at + AT_SPARE_A]
     bar.parts += 1
 
 
@@ -248,15 +279,19 @@ def replay_history(m: Market, i: Int, context_klines: Floats, setup_klines: Floa
 
 
 @kernel
-def replay_base(m: Market, i: Int, klines: Floats, known: Int, edge_ms: Int) -> None:
+def replay_base(m: Market, i: Int, klines: Floats, flaws: npt.NDArray[np.uint8], edge_ms: Int) -> None:
     """Closed base candles, oldest first, up to ``edge_ms``; those before the open setup bar are already in setup bars.
 
-    What is missing is flat and taints: for good before and among the first ``known`` rows, which are history's, curably after them.
+    What is missing is flat and taints: for good before and among the rows whose ``flaws`` are SEEDED, which are history's, curably after
+    them.
     """
     row, above = m.symbols[i], m.frames[SETUP, i].open_bar
     bar, from_ms = row.open_bar, above.open_ms
     if len(klines) == 0 or np.int64(klines[0, OPEN_MS]) > from_ms:
         above.tainted = 2
+    known = 0
+    while known < len(klines) and flaws[known] == SEEDED:
+        known += 1
     for k in range(len(klines) + 1):
         open_ms = np.int64(klines[k, OPEN_MS]) if k < len(klines) else edge_ms
         while 0 < bar.end_ms <= open_ms:
@@ -264,12 +299,12 @@ def replay_base(m: Market, i: Int, klines: Floats, known: Int, edge_ms: Int) -> 
             if bar.open_ms < from_ms:
                 next_bar(bar, row.interval_ms)
             else:
-                close_candle(m, i)
+                close_candle(m, i, SEEDED)
         if k < len(klines):
             load_bar(bar, row.interval_ms, klines[k])
             if open_ms >= from_ms:
-                close_candle(m, i)
+                close_candle(m, i, flaws[k])
             else:
-                finish_base(row, m.bars[BASE, i])
+                finish_base(m, i, flaws[k])
             if above.tainted & 1 and row.gapped == 0 and k < known:
                 above.tainted = 2

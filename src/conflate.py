@@ -71,15 +71,16 @@ WAKE, HOLES, BACKLOG = 1, 2, 4
 SYMBOL_DTYPE = np.dtype([
     ("step", "<f8"), ("last_id", "<i8"), ("trade_at", "<i8"), ("fill_at", "<i8"), ("quote_at", "<i8"), ("mark_at", "<i8"),
     ("trade_ms", "<f8"), ("quote_ms", "<f8"), ("trade_ns", "<i8"), ("quote_ns", "<i8"), ("doubt", "<i8"), ("contrary", "<i8"),
-    ("kept_at", "<i8"), ("kept_fill_at", "<i8"),
+    ("kept_at", "<i8"), ("kept_fill_at", "<i8"), ("last_raw", "<i8"),
 ])
 """One row a symbol. ``*_at``: queue position of its newest record of that kind (live when not below the queue's tail). ``doubt``: the
-stream was cut, so it is not known whether trades are missing."""
+stream was cut, so it is not known whether trades are missing. ``last_raw``: single trade id at the end of the newest live aggregate."""
 TALLY_DTYPE = np.dtype([(name, "<i8") for name in (
     "head", "tail", "trades", "quotes", "marks", "bad_values", "duplicates", "late", "stale", "conflated", "lost", "ring_full", "gaps",
-    "resets", "holes", "compactions", "compacted_head", "time_ms", "limit_ms",
+    "resets", "holes", "compactions", "compacted_head", "time_ms", "limit_ms", "strange",
 )])
-"""``head``, ``tail``: the queue. ``time_ms``: newest TIME. ``limit_ms``: later venue times are rubbish. The rest counts."""
+"""``head``, ``tail``: the queue. ``time_ms``: newest TIME. ``limit_ms``: later venue times are rubbish. ``strange``: single
+trades that no aggregate holds (insurance fund, deleveraging). The rest counts."""
 
 
 class Table(NamedTuple):
@@ -153,6 +154,7 @@ def _absorb(into: Record, other: Record) -> None:
     into.first_id = min(into.first_id, other.first_id)
     into.last_id = max(into.last_id, other.last_id)
     into.trade_count += other.trade_count
+    into.spare_a += other.spare_a
     into.last_time_ms = max(into.last_time_ms, other.last_time_ms)
 
 
@@ -255,7 +257,15 @@ def _note_hole(table: Table, sym: int, identity: int, received_ns: int) -> None:
 
 
 @njit(cache=True)
-def _write_trade(table: Table, staged: Staged, row: int, steps: float, received_ns: int) -> None:
+def _strangers(symbol: Record, first_raw: int, last_raw: int) -> int:
+    """How many single trades between this live aggregate and the one before it no aggregate holds. 0 where that is not known."""
+    between = first_raw - symbol.last_raw - 1 if symbol.last_raw > 0 else 0
+    symbol.last_raw = last_raw
+    return between if 0 < between <= HOLE_MAX else 0
+
+
+@njit(cache=True)
+def _write_trade(table: Table, staged: Staged, row: int, steps: float, received_ns: int, strange: int) -> None:
     """Extend the newest fragment of the symbol when the second is the same, else begin one."""
     ints, tally = staged.ints, table.tally[0]
     sym, filled = ints[row, 0] & 0xFFFF, ints[row, 0] >> 24
@@ -280,6 +290,7 @@ def _write_trade(table: Table, staged: Staged, row: int, steps: float, received_
     record.quote_volume += price * steps
     record.last_id, record.last_time_ms = identity, time_ms
     record.trade_count += np.uint64(max(1, ints[row, 7] - ints[row, 6] + 1))
+    record.spare_a += float(strange)
 
 
 @njit(cache=True)
@@ -298,12 +309,17 @@ def _take_trade(table: Table, staged: Staged, row: int, received_ns: int) -> Non
     if not _room(table, 2):
         tally.lost += 1
         return
+    strange = 0
     if not filled:
         _note_hole(table, sym, identity, received_ns)
+        if identity != symbol.last_id + 1:
+            symbol.last_raw = 0
+        strange = _strangers(symbol, ints[row, 6], ints[row, 7])
         symbol.last_id, symbol.trade_ms = identity, max(symbol.trade_ms, time_ms)
         tally.late += time_ms < tally.time_ms
+        tally.strange += strange
     tally.trades += 1
-    _write_trade(table, staged, row, steps, received_ns)
+    _write_trade(table, staged, row, steps, received_ns, strange)
 
 
 @njit(cache=True)
@@ -397,7 +413,8 @@ def flush_rows(table: Table, staged: Staged, ring: npt.NDArray[np.uint64], rows:
 
 
 @njit(cache=True)
-def _push_word(table: Table, ring: npt.NDArray[np.uint64], head: int, received_ns: int, values: tuple[float, float, int, int]) -> int:
+def _push_word(table: Table, ring: npt.NDArray[np.uint64], head: int, received_ns: int,
+               values: tuple[float, float, int, int, float, float]) -> int:
     """A record that is not market data; ``head``: symbol + kind << 16. WAKE and BACKLOG or-ed, or -1: no room, nothing was written."""
     sym, kind = head & 0xFFFF, head >> 16
     _room(table, 1)
@@ -405,7 +422,7 @@ def _push_word(table: Table, ring: npt.NDArray[np.uint64], head: int, received_n
     if at < 0:
         return -1
     record = table.own[at]
-    record.time_ms, record.open, record.first_id, record.last_id = values
+    record.time_ms, record.open, record.first_id, record.last_id, record.spare_a, record.spare_b = values
     if kind == TIME:
         table.tally[0].time_ms = np.int64(values[0])
     elif kind in (GAP, HEALED):
@@ -414,24 +431,33 @@ def _push_word(table: Table, ring: npt.NDArray[np.uint64], head: int, received_n
 
 
 class Conflator:
-    """The table, and the only writer of the ring. ``steps``: each symbol's stepSize, in the order of the symbol table.
+    """The table, and the only writer of the ring. ``steps``: each symbol's stepSize, in the order of the symbol table. ``spare``: rows for
+    symbols that come later.
 
     Every method that writes returns WAKE, HOLES and BACKLOG or-ed; it has already woken the reader where WAKE is set.
     """
 
-    def __init__(self, steps: Sequence[float], ring: Ring, records: int = RECORDS_DEFAULT) -> None:
+    def __init__(self, steps: Sequence[float], ring: Ring, records: int = RECORDS_DEFAULT, spare: int = 0) -> None:
         assert records & (records - 1) == 0, "the table's size is a power of two"
         assert all(step > 0 for step in steps), "a step is above 0"
         ring.become_writer()
         self._ring = ring
         own = np.zeros(records, SLOT_DTYPE)
-        symbols = np.zeros(max(1, len(steps)), SYMBOL_DTYPE)
-        symbols["step"][:len(steps)] = steps
+        symbols = np.zeros(max(1, len(steps) + spare), SYMBOL_DTYPE)
+        symbols["step"][:len(steps)], symbols["step"][len(steps):] = steps, 1.0
+        self._count = len(steps)
         for name in ("trade_at", "fill_at", "quote_at", "mark_at"):
             symbols[name] = -1
         holes = np.zeros((ROWS_MAX, 3), np.int64)
         self.table = Table(own, own.view(np.uint64), symbols, np.zeros(1, TALLY_DTYPE), holes)
         self._empty = Staged(np.zeros((1, 8), np.int64), np.zeros((1, 8), np.float64))
+
+    def add(self, step: float) -> int:
+        """One more symbol, in a spare row. Returns its index."""
+        assert self._count < len(self.table.symbols) and step > 0, "no spare row is left, or no step"
+        index, self._count = self._count, self._count + 1
+        self.table.symbols["step"][index] = step
+        return index
 
     @property
     def symbols(self) -> Records:
@@ -469,7 +495,7 @@ class Conflator:
         row = self.table.symbols[symbol]
         if row["last_id"] == 0 or row["doubt"]:
             return True
-        if not self._word(GAP, symbol, now_ns, (float(row["trade_ms"]), 0.0, int(row["last_id"]) + 1, 0)):
+        if not self._word(GAP, symbol, now_ns, (float(row["trade_ms"]), 0.0, int(row["last_id"]) + 1, 0, 0.0, 0.0)):
             return False
         row["doubt"] = 1
         return True
@@ -477,20 +503,32 @@ class Conflator:
     def caught_up(self, symbol: int, last_id: int) -> None:
         """A cut stream's symbol is known up to ``last_id`` without a live trade having shown it."""
         row = self.table.symbols[symbol]
-        row["last_id"], row["doubt"] = max(int(row["last_id"]), last_id), 0
+        if last_id > row["last_id"]:
+            row["last_id"], row["last_raw"] = last_id, 0
+        row["doubt"] = 0
+
+    def forget(self, symbol: int, now_ns: int) -> bool:
+        """The symbol's streams end: GAP from the next id on, and whatever comes later is a beginning. False: no room, try again."""
+        row = self.table.symbols[symbol]
+        if not self._word(GAP, symbol, now_ns, (float(row["trade_ms"]), 0.0, int(row["last_id"]) + 1, 0, 0.0, 0.0)):
+            return False
+        for name in ("last_id", "last_raw", "doubt", "contrary", "trade_ns", "quote_ns"):
+            row[name] = 0
+        return True
 
     def healed(self, symbol: int, first_id: int, last_id: int, unfilled: int, now_ns: int) -> bool:
         """HEALED; ``unfilled``: how many of those trades the venue could not give (in ``open``). False: no room, try again."""
-        return self._word(HEALED, symbol, now_ns, (0.0, float(unfilled), first_id, last_id))
+        return self._word(HEALED, symbol, now_ns, (0.0, float(unfilled), first_id, last_id, 0.0, 0.0))
 
-    def state(self, symbol: int, tradable: bool, now_ns: int) -> bool:
-        return self._word(STATE, symbol, now_ns, (0.0, float(tradable), 0, 0))
+    def state(self, symbol: int, tradable: bool, now_ns: int, *, leave_ms: int = 0, streamed: bool = True) -> bool:
+        """``leave_ms``: market time at which the contract ends, 0: never. ``streamed``: whether more is to come of this symbol."""
+        return self._word(STATE, symbol, now_ns, (0.0, float(tradable), 0, 0, float(leave_ms), float(not streamed)))
 
     def time(self, time_ms: int, now_ns: int) -> bool:
         """Everything up to this venue time has been written (except in symbols that have a gap). False: no room, try again."""
-        return self._word(TIME, 0, now_ns, (float(time_ms), 0.0, 0, 0))
+        return self._word(TIME, 0, now_ns, (float(time_ms), 0.0, 0, 0, 0.0, 0.0))
 
-    def _word(self, kind: int, symbol: int, now_ns: int, values: tuple[float, float, int, int]) -> bool:
+    def _word(self, kind: int, symbol: int, now_ns: int, values: tuple[float, float, int, int, float, float]) -> bool:
         status = _push_word(self.table, self._ring.words, symbol | kind << 16, now_ns, values)
         if status > 0 and status & WAKE:
             self._ring.notify()

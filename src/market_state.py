@@ -28,6 +28,7 @@ from src.bars import (
     FRAME_DTYPE,
     NEVER_MS,
     OPEN_BAR_DTYPE,
+    SEEDED,
     SETUPS_MAX,
     SYMBOL_DTYPE,
     TALLY_DTYPE,
@@ -35,6 +36,7 @@ from src.bars import (
     Market,
     close_until,
     merge_trade,
+    note_late,
     replay_base,
     replay_history,
     start_bar,
@@ -51,6 +53,8 @@ from src.ring_buffer import (
     AT_LOW,
     AT_OPEN,
     AT_RECEIVED_NS,
+    AT_SPARE_A,
+    AT_SPARE_B,
     AT_TIME_MS,
     BACKFILLED,
     CONTROL_WORDS,
@@ -111,9 +115,9 @@ def take_trade(row: Row, words: Any, floats: Floats, at: Int) -> Int:
 
 
 @kernel
-def take_strange(m: Market, row: Row, floats: Floats, at: Int) -> bool:
+def take_strange(m: Market, i: Int, floats: Floats, at: Int) -> bool:
     """A symbol's first trade starts its candle (True: take it now); a print for a closed candle is late, or proves the seam."""
-    bar = row.open_bar
+    row, bar = m.symbols[i], m.symbols[i].open_bar
     if bar.end_ms == 0:
         start_bar(bar, row.interval_ms, np.int64(floats[at + AT_TIME_MS]), floats[at + AT_OPEN])
         bar.partial = 1
@@ -123,6 +127,7 @@ def take_strange(m: Market, row: Row, floats: Floats, at: Int) -> bool:
         m.tally[0].seam += 1
     else:
         m.tally[0].late += 1
+        note_late(m, i, np.int64(floats[at + AT_TIME_MS]))
     return False
 
 
@@ -173,6 +178,7 @@ def take_news(row: Row, tally: Row, words: Any, floats: Floats, at: Int) -> None
         tally.healed += 1
     elif kind == STATE:
         row.tradable = 1 if floats[at + AT_OPEN] == 1.0 else 0
+        row.leave_ms, row.unstreamed = np.int64(floats[at + AT_SPARE_A]), np.int64(floats[at + AT_SPARE_B])
         tally.states += 1
     else:
         tally.unknown += 1
@@ -221,7 +227,7 @@ def consume_slots(m: Market, words: Any, floats: Floats, span: tuple[Int, Int, I
                 if not close_for(m, i, np.int64(floats[at + AT_TIME_MS])):
                     break
                 ask = take_trade(row, words, floats, at)
-            elif ask == STRANGE and take_strange(m, row, floats, at):
+            elif ask == STRANGE and take_strange(m, i, floats, at):
                 ask = take_trade(row, words, floats, at)
             if ask == ALARM:
                 ring_alarm(m, i, words, floats, at)
@@ -282,30 +288,37 @@ def make_market(symbols: int, *, history: int) -> Market:
     assert history > LEG_BARS_MAX + PIVOT_LEFT + PIVOT_RIGHT, f"a history of {history} bars is shorter than a leg may be"
     m = Market(
         np.zeros(symbols, SYMBOL_DTYPE), np.zeros((FRAMES, symbols), FRAME_DTYPE), np.zeros((FRAMES, symbols, history, BAR_COLUMNS)),
-        np.zeros((symbols, SETUPS_MAX), SETUP_DTYPE), np.zeros(symbols, np.int64), np.zeros(FIRED_MAX, FIRED_DTYPE),
-        np.zeros(OUTCOMES_MAX, OUTCOME_DTYPE), np.zeros(1, CROSSING_DTYPE), np.zeros(1, TALLY_DTYPE))
+        np.zeros((symbols, history), np.uint8), np.zeros((symbols, SETUPS_MAX), SETUP_DTYPE), np.zeros(symbols, np.int64),
+        np.zeros(FIRED_MAX, FIRED_DTYPE), np.zeros(OUTCOMES_MAX, OUTCOME_DTYPE), np.zeros(1, CROSSING_DTYPE), np.zeros(1, TALLY_DTYPE))
     m.symbols["tradable"], m.symbols["alarm_low"], m.symbols["alarm_high"], m.symbols["alarm_ms"] = 1, -np.inf, np.inf, NEVER_MS
     return m
 
 
 class MarketState:
     """The market of a run's symbols. ``steps``: stepSize of each, for volumes of history. Intervals in milliseconds, each a whole multiple
-    of the one before; ``context_ms`` divides a day. ``history``: closed bars kept of each frame.
+    of the one before; ``context_ms`` divides a day. ``history``: closed bars kept of each frame. ``spare``: rows for symbols that ``add``
+    brings later.
     """
 
     def __init__(self, symbols: tuple[str, ...], steps: Floats, *, candle_ms: int, setup_ms: int, context_ms: int, atr_period: int = 14,
-                 rsi_period: int = 14, history: int = 600) -> None:
+                 rsi_period: int = 14, history: int = 600, spare: int = 0) -> None:
         if candle_ms % 1_000 or setup_ms % candle_ms or context_ms % setup_ms or 86_400_000 % context_ms:
             raise Fatal(f"candles of {candle_ms} ms, setups of {setup_ms} ms and a context of {context_ms} ms do not nest into days")
         assert len(steps) == len(symbols) and np.all(np.asarray(steps) > 0), "each symbol has a step above 0"
-        n = len(symbols)
         self.symbols = symbols
-        self.steps = np.asarray(steps, np.float64)
+        self.steps = np.concatenate([np.asarray(steps, np.float64), np.ones(spare)])
         self.intervals = (candle_ms, setup_ms, context_ms)
-        self.market = make_market(n, history=history)
+        self.market = make_market(len(symbols) + spare, history=history)
         frames, self.market.symbols["interval_ms"] = self.market.frames, candle_ms
         self._batch_fields = self.market.tally.view(np.int64)[: len(BATCH_FIELDS)]
         frames["interval_ms"], frames["rsi_period"], frames["atr_period"] = np.array(self.intervals)[:, None], rsi_period, atr_period
+
+    def add(self, symbol: str, step: float) -> int:
+        """One more symbol, in a spare row. Returns its index, which is never another's."""
+        i = len(self.symbols)
+        assert i < len(self.steps) and step > 0, "no spare row is left, or no step"
+        self.symbols, self.steps[i] = (*self.symbols, symbol), step
+        return i
 
     def consume(self, ring: Ring, *, now_ns: int = 0, limit: Int = 4_096) -> Batch:
         """Consume at most ``limit`` slots of the ring, fewer at a close barrier or when a setup fires. Halt: a wrong sequence number."""
@@ -374,13 +387,14 @@ class MarketState:
         else:
             edge_ms = until_ms - until_ms % candle_ms
             base = base[base[:, OPEN_MS] + candle_ms <= edge_ms]
-        live, known = m.symbols["open_bar"][i].copy(), len(base)
+        live, flaws = m.symbols["open_bar"][i].copy(), np.full(len(base), SEEDED, np.uint8)
         if keep := bool(live["end_ms"] > 0 and live["open_ms"] >= edge_ms):
-            own = self.candles(i, candle_ms)
-            base, edge_ms = np.concatenate([base, own[own[:, OPEN_MS] >= edge_ms]]), int(live["open_ms"])
+            own, theirs = self.candles(i, candle_ms), self.flaws(i)
+            newer = own[:, OPEN_MS] >= edge_ms
+            base, flaws, edge_ms = np.concatenate([base, own[newer]]), np.concatenate([flaws, theirs[newer]]), int(live["open_ms"])
         self._forget(i)
         replay_history(m, i, self._closed(i, klines_context, CONTEXT, edge_ms), self._closed(i, klines_setup, SETUP, edge_ms))
-        replay_base(m, i, base, known, edge_ms)
+        replay_base(m, i, base, flaws, edge_ms)
         self._join(i, live if keep else None)
 
     def _steps(self, i: Int, klines: Floats, f: Int) -> Floats:
@@ -400,7 +414,7 @@ class MarketState:
 
     def _forget(self, i: int) -> None:
         m = self.market
-        m.symbols["bars"][i], m.symbols["open_bar"][i] = 0, np.zeros((), OPEN_BAR_DTYPE)
+        m.symbols["bars"][i], m.symbols["wrong"][i], m.symbols["open_bar"][i] = 0, 0, np.zeros((), OPEN_BAR_DTYPE)
         for name in ("open_bar", "indicators", "structure"):
             m.frames[name][SETUP:, i] = np.zeros((), FRAME_DTYPE[name])
 
@@ -429,16 +443,26 @@ class MarketState:
         bars: Floats = kept[np.arange(max(0, seen - history), seen) % history]
         return bars
 
+    def flaws(self, i: Int) -> npt.NDArray[np.uint8]:
+        """What may be wrong with each of ``candles(i, base interval)``: GAPPED, LATE, STRANGE, PARTIAL, SEEDED or-ed. A copy."""
+        seen, history = int(self.market.symbols["bars"][i]), self.market.flaws.shape[1]
+        flaws: npt.NDArray[np.uint8] = self.market.flaws[i, np.arange(max(0, seen - history), seen) % history]
+        return flaws
+
     def open_candle(self, i: Int) -> dict[str, float]:
         """The base candle that is still open, by field name."""
         bar = self.market.symbols["open_bar"][i]
         return {name: bar[name].item() for name in OPEN_BAR_DTYPE.names or ()}
 
     def tainted(self) -> list[int]:
-        """Symbols that are not gapped but whose open setup bar misses something that history may hold: ``seed`` them again."""
-        m = self.market
-        bars = m.frames["open_bar"][SETUP]
-        return np.flatnonzero((bars["tainted"] & 1 == 1) & (bars["end_ms"] > 0) & (m.symbols["gapped"] == 0)).tolist()
+        """Symbols that are not gapped but have a bar, closed or open, that misses something which history may hold: ``seed`` them again."""
+        rows, bars = self.market.symbols, self.market.frames["open_bar"][SETUP]
+        open_one = (bars["tainted"] & 1 == 1) & (bars["end_ms"] > 0)
+        return np.flatnonzero((open_one | (rows["wrong"] > 0)) & (rows["gapped"] == 0) & (rows["unstreamed"] == 0)).tolist()
+
+    def doubt(self, i: Int) -> None:
+        """A closed bar of this symbol is not what the venue has: ``tainted`` names it until it is read again."""
+        self.market.symbols["wrong"][i] = 1
 
     def statistics(self) -> dict[str, int]:
         """Counts since the start by the names of TALLY, and how many symbols are gapped, and setups armed and entered, now."""

@@ -262,6 +262,47 @@ def test_state_and_heal_carry_their_words(bench: Bench) -> None:
     assert (healed["kind"], healed["sym"], healed["first_id"], healed["last_id"], healed["open"]) == (HEALED, 2, 5, 9, 1.0)
 
 
+def test_a_state_says_when_the_contract_ends_and_whether_more_is_to_come(bench: Bench) -> None:
+    bench.conflator.state(1, False, 8, leave_ms=T0 + 7)
+    bench.conflator.state(1, False, 8, streamed=False)
+    leaving, dropped = bench.slots()
+    assert (leaving["spare_a"], leaving["spare_b"], dropped["spare_a"], dropped["spare_b"]) == (T0 + 7, 0.0, 0.0, 1.0)
+
+
+def test_single_trades_that_no_aggregate_holds_are_counted_where_ids_are_known(bench: Bench) -> None:
+    """Ten raw trades are missing between aggregates 2 and 3; before aggregate 6 nobody knows, since aggregates are missing too."""
+    for identity, first, last in ((1, 100, 104), (2, 105, 105), (3, 116, 116), (6, 200, 200), (7, 201, 202)):
+        bench.trade(identity, first=first, last=last)
+    trades = [slot for slot in bench.slots() if slot["kind"] == TRADE]
+    assert [(slot["first_id"], slot["last_id"], slot["spare_a"]) for slot in trades] == [(1, 3, 10.0), (6, 7, 0.0)]
+    assert bench.tally("strange") == 10
+
+
+def test_a_symbol_that_is_forgotten_is_in_a_gap_and_begins_anew_with_whatever_comes(bench: Bench) -> None:
+    bench.trade(5)
+    bench.flush()
+    assert bench.conflator.forget(0, 9)
+    bench.trade(900)
+    bench.trade(901)
+    kinds = [(slot["kind"], slot["first_id"], slot["last_id"]) for slot in bench.slots()]
+    assert kinds == [(TRADE, 5, 5), (GAP, 6, 0), (TRADE, 900, 901)] and bench.tally("gaps") == 0
+
+
+def test_a_spare_row_becomes_a_symbol() -> None:
+    ring = Ring.create(10_000)
+    conflator = Conflator([1.0], ring, 1024, spare=1)
+    conflator.set_limit(T0 + 10**9)
+    memory, staged = staging()
+    assert conflator.add(0.01) == 1
+    TRADE_ROW.pack_into(memory, 0, trade_key(1), T0, 5.0, 0.25, 0, 1, 1, 1)
+    conflator.flush(staged, 1, 1)
+    (slot,) = ring.read_new(10)
+    assert (slot["sym"], slot["volume"]) == (1, 25)
+    with pytest.raises(AssertionError):
+        conflator.add(1.0)
+    ring.close()
+
+
 def test_a_full_ring_keeps_conflating_and_everything_comes_later_in_order(small: Bench) -> None:
     for second in range(3):
         for n in range(4):

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from src.bars import GAPPED, LATE, PARTIAL, SEEDED, STRANGE
 from src.error_handler import Fatal, Halt, Rejected
 from src.features import SETUP_DTYPE
 from src.market_state import Batch, MarketState
@@ -231,7 +232,50 @@ def test_a_bar_with_a_candle_closed_while_gapped_arms_nothing_and_asks_for_histo
     assert state.tainted() == [0]
     run(state, slots_of([{"kind": TIME, "time_ms": T0 + SETUP_MS}]), lambda closed: seen.append(int(state.market.symbols["armable"][0])))
     run(state, slots_of([{"kind": TIME, "time_ms": T0 + 2 * SETUP_MS}]), lambda closed: seen.append(int(state.market.symbols["armable"][0])))
-    assert seen == [0, 1] and state.tainted() == []
+    assert seen == [0, 1] and state.tainted() == [0], "the closed bar is wrong until history has corrected it"
+    bars = random_bars(2 * SETUP_MS // MINUTE + 1, 1)
+    state.seed(0, _fold(bars[:-1], SETUP_MS // MINUTE), bars)
+    assert state.tainted() == []
+
+
+def test_what_may_be_wrong_with_a_candle_is_kept_beside_it() -> None:
+    """Minute 0 is incomplete at the start, 1 gets a late print, 2 closes in a gap, 3 has trades that no aggregate holds, 4 is whole."""
+    state = state_of(1)
+    rows: list[dict[str, Any]] = [{"time_ms": T0 + n * MINUTE, "price": 10.0} for n in range(3)]
+    rows += [{"time_ms": T0 + MINUTE + 5, "price": 11.0}, {"kind": GAP}, {"time_ms": T0 + 3 * MINUTE, "price": 10.0, "spare_a": 2.0}]
+    rows += [{"kind": HEALED}, {"time_ms": T0 + 4 * MINUTE, "price": 10.0}, {"kind": TIME, "time_ms": T0 + 5 * MINUTE}]
+    run(state, slots_of(rows))
+    assert state.flaws(0).tolist() == [PARTIAL, LATE, GAPPED, STRANGE, 0]
+    assert state.statistics()["late"] == 1
+    bars = random_bars(3, 1)
+    state.seed(0, np.empty((0, 8)), bars)
+    assert state.flaws(0).tolist() == [SEEDED, SEEDED, GAPPED, STRANGE, 0], "what is newer than history keeps its own"
+
+
+def test_a_late_print_from_before_all_history_marks_nothing() -> None:
+    state = state_of(1, history=200)
+    run(state, slots_of([{"time_ms": T0 + n * MINUTE, "price": 10.0} for n in range(300)]))
+    run(state, slots_of([{"time_ms": T0 + n * MINUTE, "price": 10.0} for n in (-5, 50, 150)]))
+    assert np.flatnonzero(state.flaws(0) & LATE).tolist() == [51] and state.statistics()["late"] == 3
+
+
+def test_a_symbol_that_comes_later_has_its_own_row() -> None:
+    state = MarketState(("AUSDT",), np.ones(1), candle_ms=MINUTE, setup_ms=SETUP_MS, context_ms=SETUP_MS, spare=1)
+    assert state.add("BUSDT", 0.5) == 1 and state.symbols == ("AUSDT", "BUSDT")
+    run(state, slots_of([{"sym": n, "time_ms": T0, "price": 10.0 + n} for n in (0, 1)] + [{"kind": TIME, "time_ms": T0 + MINUTE}]))
+    assert [state.candles(n, MINUTE)[0, 1] for n in (0, 1)] == [10.0, 11.0]
+    with pytest.raises(AssertionError):
+        state.add("CUSDT", 1.0)
+
+
+def test_state_tells_when_a_contract_ends_and_that_nothing_more_comes() -> None:
+    state = state_of(1)
+    run(state, slots_of([{"kind": STATE, "open": 0.0, "spare_a": T0 + 5.0}]))
+    assert state.market.symbols["leave_ms"][0] == T0 + 5 and not state.quote(0, T0).tradable
+    state.doubt(0)
+    assert state.tainted() == [0]
+    run(state, slots_of([{"kind": STATE, "open": 0.0, "spare_b": 1.0}]))
+    assert state.market.symbols["leave_ms"][0] == 0 and state.tainted() == [], "history of what is not streamed is nobody's business"
 
 
 def test_a_gap_healed_within_its_candle_does_no_harm() -> None:
