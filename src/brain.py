@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -201,22 +200,11 @@ def tell_errors(block: Block) -> Callable[[Topic, Handler, Exception], None]:
     return on_error
 
 
-def listen(control: Connection, commands: dict[str, Callable[[], None]]) -> None:
-    """Hear the Orchestrator's pipe on this loop."""
-    loop = asyncio.get_running_loop()
-
-    def heard() -> None:
-        try:
-            while control.poll():
-                word, _ = control.recv()
-                command = commands.get(word)
-                if command is None:
-                    warn(f"unknown command {word!r}")
-                else:
-                    command()
-        except (EOFError, OSError):
-            loop.remove_reader(control.fileno())
-
-    loop.add_reader(control.fileno(), heard)
-
-
+def obey(commands: dict[str, Callable[[], None]], message: tuple[str, Any]) -> None:
+    """Carry out one message of the Orchestrator's pipe."""
+    word, _ = message
+    command = commands.get(word)
+    if command is None:
+        warn(f"unknown command {word!r}")
+    else:
+        command()

@@ -11,19 +11,21 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
-from src.brain import Brain, Decider, listen, tell_errors
+from src.brain import Brain, Decider, obey, tell_errors
 from src.bus import EventBus
 from src.clock import Clock, monotonic_ns
 from src.config import Endpoints, Settings
 from src.error_handler import AegisError, Fatal, Halt, Retryable, catch_and_log, failure, lifecycle, warn
 from src.gateway import Gateway
 from src.journal import Journal
-from src.life import Life
+from src.life import Life, hear
 from src.market_state import MarketState
 from src.models import SymbolRules
 from src.portfolio import Portfolio
@@ -88,17 +90,14 @@ async def run_brain(life: Life, given: Given, progress: Callable[[int, int, str]
 
 async def _table(life: Life) -> tuple[SymbolRules, ...]:
     """The symbol table, which the Feed makes and the supervisor hands on."""
-    heard = asyncio.Event()
-    asyncio.get_running_loop().add_reader(life.pipe.fileno(), heard.set)
-    stopped = asyncio.ensure_future(life.stop.wait())
-    arrived = asyncio.ensure_future(heard.wait())
+    arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    hear(life.pipe, lambda message: None if arrived.done() else arrived.set_result(message))
+    stopped: asyncio.Future[Any] = asyncio.ensure_future(life.stop.wait())
     await asyncio.wait([arrived, stopped], return_when=asyncio.FIRST_COMPLETED)
-    asyncio.get_running_loop().remove_reader(life.pipe.fileno())
-    for task in (arrived, stopped):
-        task.cancel()
-    if life.stop.is_set():
+    stopped.cancel()
+    if not arrived.done():
         raise Retryable("stopped before the symbol table came")
-    word, table = life.pipe.recv()
+    word, table = arrived.result()
     assert word == "table", word
     return tuple(table)
 
@@ -248,7 +247,8 @@ class Room:
             self.trade.recovering = True
             await recover(self.trade, self.journal, self.portfolio, self.gateway, self.given.clock)
             self.brain.start(self.life.fail, lambda error: self.trade.latch("halt", f"{type(error).__name__}: {error}"))
-            listen(self.given.control, {"recheck": self.recheck, "flatten": lambda: self.trade.flatten("flattened by the operator")})
+            commands = {"recheck": self.recheck, "flatten": lambda: self.trade.flatten("flattened by the operator")}
+            hear(self.given.control, partial(obey, commands))
             self.life.ready()
             await self._run(connections)
             await self._settle()

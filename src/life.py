@@ -95,6 +95,21 @@ async def _main(life: Life, main: Callable[[Life], Awaitable[None]]) -> None:
         raise life.failed[0]
 
 
+def hear(pipe: Connection, on_message: Callable[[tuple[str, Any]], None]) -> None:
+    """Every message of a pipe to the running loop, from a thread of its own until the pipe ends.
+
+    Not by ``add_reader``: a loop may make the descriptor non-blocking, and a large message then breaks in the middle of ``recv``.
+    """
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        with contextlib.suppress(EOFError, OSError, RuntimeError):  # the other end is gone, or this loop is
+            while True:
+                loop.call_soon_threadsafe(on_message, pipe.recv())
+
+    threading.Thread(target=read, name="hear", daemon=True).start()
+
+
 def _rss_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 

@@ -256,6 +256,13 @@ def test_the_same_code_runs_as_testnet_with_other_urls(tmp_path: Path) -> None:
             assert SIM_SECRET not in process.output and SIM_KEY not in process.output
 
 
+def test_three_hundred_symbols_start_and_are_healthy(tmp_path: Path) -> None:
+    with running([], daemon_env(tmp_path, UNIVERSE_SIZE="300", SIM_SPEED="1")) as process:
+        process.wait_line("✅ All processes running")
+        until(lambda: get(health_url(process))[0] == 200, 30, what="/health 200")
+        assert process.stop() == 0
+
+
 def test_intervals_go_down_to_a_second(tmp_path: Path) -> None:
     env = daemon_env(tmp_path, CANDLE_INTERVAL="1s", SETUP_INTERVAL="1s", UNIVERSE_SIZE="5", SIM_SPEED="10", LOG_LEVEL="INFO")
     with running([], env) as process:
