@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -16,10 +17,10 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from src.clock import Clock
+from src.clock import Clock, epoch_ms
 from src.exchange.market import Market
 from src.exchange.options import Account, ExchangeOptions, Limits
-from src.exchange.server import Ready, serve
+from src.exchange.server import Ready, build, serve
 from tests.test_exchange_fake import FakeMarket
 
 KEY, SECRET = "key", "secret"
@@ -266,3 +267,18 @@ async def test_a_market_that_has_ended_goes_silent_and_the_venue_serves_on() -> 
         while client.clock.market_ms() < market.end_ms + 100:
             await client.get("v1/ping")
         assert (await client.good("POST", "v1/order", symbol="BTCUSDT", side="BUY", type="MARKET", quantity="0.01"))["orderId"]
+
+
+class SlowMarket(FakeMarket):
+    """Takes longer to look back than a client may be ahead."""
+
+    def agg_trades(self, symbol_index: int, **span: Any) -> Any:
+        threading.Event().wait(0.6)
+        return super().agg_trades(symbol_index, **span)
+
+
+def test_a_start_that_takes_long_leaves_the_clock_right() -> None:
+    """A client with the true time would be refused with -1021 otherwise."""
+    before = epoch_ms()
+    venue = build(options(market="synthetic"), SlowMarket(("BTCUSDT", "60000"), ("ETHUSDT", "3000"), open_ms=before), None, None)
+    assert epoch_ms() - before >= 1200 and abs(venue.now_ms() - epoch_ms()) < 200

@@ -58,7 +58,10 @@ def ready_at(host: str, port: int, clock: Clock) -> Ready:
 
 
 def build(options: ExchangeOptions, source: Market | None, books: Books | None, kept: Kept | None) -> Venue:
-    """Market and core at the right market time, with what the books kept. Fatal: options or books that cannot be used."""
+    """Market and core at the right market time, with what the books kept. Fatal: options or books that cannot be used.
+
+    The clock runs from the moment its time is chosen: a slow start must not leave the venue behind its clients.
+    """
     now = epoch_ms()
     resumed_ms = 0
     if kept is not None:
@@ -69,6 +72,9 @@ def build(options: ExchangeOptions, source: Market | None, books: Books | None, 
                              resume=kept.market if kept is not None else None)  # fmt: skip
     if options.market == "replay":
         now = source.open_ms if kept is None else max(source.open_ms, resumed_ms)
+    else:
+        now = max(epoch_ms(), resumed_ms)
+    clock = clock_at(now, options.speed)
     market = JumpingMarket(source)
     core = Core(options, market, now)
     if kept is not None:
@@ -80,7 +86,7 @@ def build(options: ExchangeOptions, source: Market | None, books: Books | None, 
         core.algo.resume()
     if books is not None:
         books.begin(core, source.resume_state())
-    return Venue(options, core, clock_at(now, options.speed), books)
+    return Venue(options, core, clock, books)
 
 
 class Server:
