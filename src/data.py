@@ -23,9 +23,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from src.error_handler import Fatal
+from src.store import PLAYED, read_description
 
 ACCEPTED = """\
-a Parquet file, or a folder of them, of candles or of trades (not both), one row each:
+a Parquet file, or a folder of them, of candles or of trades (not both), or a folder of the store that download fills
+(klines/1m, aggTrades, or a symbol's below one of them; the whole store where it holds one of these); one row each:
   candles: [symbol], open_time (also ts_ms, ts_us, ts, timestamp, open_ms), open, high, low, close, volume,
            [quote_volume], [trades (also count)], [taker_buy_volume (also taker_volume, taker_buy_base_volume)]
   trades:  [symbol], transact_time (also ts_ms, ts_us, time, timestamp), price, qty (also quantity), is_buyer_maker,
@@ -119,7 +121,7 @@ class _Asked:
 def load_recording(path: str, *, symbols: Sequence[str] = (), setting: str = "SIM_DATA") -> Recording:
     """Read and check a recording; with ``symbols``, only those. Fatal, naming ``setting``, for everything that is not as accepted."""
     asked = _Asked(setting, path)
-    files = _files(path, asked)
+    files = _files(path, symbols, asked)
     candles, trades = _load(files, symbols, asked)
     if candles and trades:
         asked.refuse("it mixes files of candles and of trades")
@@ -133,7 +135,7 @@ def load_recording(path: str, *, symbols: Sequence[str] = (), setting: str = "SI
         if rows.agg_id is not None:
             _demand(np.diff(rows.agg_id, prepend=rows.agg_id[0] - 1) > 0, "the trade ids do not rise", symbol, asked)
     interval = _interval(joined_candles, asked) if candles else 0
-    return Recording(joined_candles, joined_trades, interval, _identity(files))
+    return Recording(joined_candles, joined_trades, interval, _identity(Path(path).expanduser(), files))
 
 
 def _load(files: Sequence[Path], symbols: Sequence[str], asked: _Asked) -> tuple[dict[str, list[Candles]], dict[str, list[TradeRows]]]:
@@ -158,12 +160,12 @@ def _load(files: Sequence[Path], symbols: Sequence[str], asked: _Asked) -> tuple
     return candles, trades
 
 
-def _files(path: str, asked: _Asked) -> list[Path]:
+def _files(path: str, symbols: Sequence[str], asked: _Asked) -> list[Path]:
     if not path:
         asked.refuse("no path is given")
     where = Path(path).expanduser()
     if where.is_dir():
-        files = sorted(where.glob("*.parquet"))
+        files = sorted(where.glob("*.parquet")) or _files_of_store(where, symbols, asked)
         if not files:
             asked.refuse("the folder holds no .parquet file")
         return files
@@ -172,11 +174,42 @@ def _files(path: str, asked: _Asked) -> list[Path]:
     return [where]
 
 
-def _identity(files: Sequence[Path]) -> str:
+def _files_of_store(where: Path, symbols: Sequence[str], asked: _Asked) -> list[Path]:
+    """What can be played of a folder of the store, which must be of one kind and interval; with ``symbols``, only theirs."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(where.rglob("*.parquet")):
+        said = _said(file, asked) or asked.refuse(f"{file.relative_to(where)} lies below the folder and is not a file of the store")
+        if said["kind"] in PLAYED:
+            files = found.setdefault("/".join(filter(None, (said["kind"], said["interval"]))), [])
+            files += [file] if not symbols or said["symbol"] in symbols else []
+    if len(found) > 1:
+        asked.refuse(f"the store holds {' and '.join(sorted(found))}: name the folder of one of them, such as {where / min(found)}")
+    if not found and any(where.rglob("*.parquet")):
+        asked.refuse(f"the store holds nothing that can be played: that is {' and '.join(PLAYED)}")
+    files = [file for files in found.values() for file in files]
+    if found and not files:
+        asked.refuse(f"it does not hold {', '.join(symbols)}")
+    return files
+
+
+def _said(file: Path, asked: _Asked) -> dict[str, Any] | None:
+    """What a file of the store says of itself."""
+    return read_description(_schema(file, asked).metadata)
+
+
+def _schema(file: Path, asked: _Asked) -> Any:
+    try:
+        return pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        asked.refuse(f"{file.name} is not a whole Parquet file ({_first_line(error)}); a download may have been cut off")
+
+
+def _identity(where: Path, files: Sequence[Path]) -> str:
     digest = sha256()
     for file in files:
         metadata = pq.read_metadata(file)
-        digest.update(f"{file.name} {file.stat().st_size} {metadata.num_rows} {metadata.serialized_size}\n".encode())
+        name = file.relative_to(where) if file != where else file.name
+        digest.update(f"{name} {file.stat().st_size} {metadata.num_rows} {metadata.serialized_size}\n".encode())
     return digest.hexdigest()[:32]
 
 
@@ -186,10 +219,7 @@ def _column(names: Sequence[str], accepted: Sequence[str]) -> str | None:
 
 def _read(file: Path, asked: _Asked) -> tuple[pa.Table, str]:
     """The needed columns under our names, and ``candles`` or ``trades``."""
-    try:
-        there = pq.read_schema(file).names
-    except (pa.ArrowException, OSError) as error:
-        asked.refuse(f"{file.name} is not a whole Parquet file ({_first_line(error)}); a download may have been cut off")
+    there = _schema(file, asked).names
     kind = "trades" if "price" in there else "candles"
     needed, optional = (_TRADE_NAMES, _TRADE_OPTIONAL) if kind == "trades" else (_CANDLE_NAMES, _CANDLE_OPTIONAL)
     wanted = {ours: _column(there, accepted) for ours, accepted in {**needed, **optional}.items()}
@@ -214,6 +244,9 @@ def _first_line(error: Exception) -> str:
 
 def _by_symbol(table: pa.Table, file: Path, asked: _Asked) -> list[tuple[str, pa.Table]]:
     if "symbol" not in table.column_names:
+        said = _said(file, asked)
+        if said is not None:
+            return [(said["symbol"], table)]
         match = _SYMBOL_IN_NAME.search(file.name)
         if match is None:
             asked.refuse(f"{file.name} has no symbol column and no symbol in its name")
