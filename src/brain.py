@@ -23,7 +23,7 @@ from src.features import SETUP
 from src.indicators import CLOSE, HIGH, LOW, OPEN, OPEN_MS, VOLUME
 from src.journal import Journal
 from src.market_state import Batch, MarketState
-from src.models import Candle, Quote, Side, Signal
+from src.models import Candle, Quote, Side, Signal, SymbolRules
 from src.ring_buffer import Ring
 from src.teacher import PART_NAMES, Judge, Strategy, arm, round_trip
 
@@ -106,10 +106,23 @@ class Brain:
         """Proposals that the strategy itself refused, by its own count."""
         return sum(self.decider.strategy.statistics().values())
 
+    def know(self, place: int, rules: SymbolRules) -> None:
+        """A symbol that begins now; or new rules of one that is known, which change nothing here."""
+        if place == len(self.market.symbols):
+            self.market.add(rules.symbol, float(rules.step))
+        assert self.market.symbols[place] == rules.symbol, f"place {place} is that of {self.market.symbols[place]}"
+        self._index[rules.symbol] = place
+
+    def ending(self, by_ms: int) -> list[str]:
+        """Symbols whose contract ends by this market time."""
+        leave = self.market.market.symbols["leave_ms"][:len(self.market.symbols)]
+        return [self.market.symbols[i] for i in np.flatnonzero((leave > 0) & (leave <= by_ms))]
+
     def stale_symbols(self, limit_ms: float) -> int:
-        """How many symbols have shown neither a quote nor a trade for ``limit_ms`` of market time."""
-        rows = self.market.market.symbols
-        return int((self._clock.market_ms() - np.maximum(rows["quote_ms"], rows["last_ms"]) > limit_ms).sum())
+        """How many symbols that are streamed have shown neither a quote nor a trade for ``limit_ms`` of market time."""
+        rows = self.market.market.symbols[:len(self.market.symbols)]
+        silent = self._clock.market_ms() - np.maximum(rows["quote_ms"], rows["last_ms"]) > limit_ms
+        return int((silent & (rows["unstreamed"] == 0)).sum())
 
     def _take(self, batch: Batch) -> None:
         block = self._block

@@ -27,12 +27,14 @@ from src.gateway import Gateway
 from src.journal import Journal
 from src.life import Life, hear
 from src.market_state import MarketState
+from src.market_universe import spare_for
 from src.models import SymbolRules
 from src.portfolio import Portfolio
 from src.preparation import context_interval_ms, keep_history, keep_prepared
 from src.recovery import reconcile, recover
 from src.ring_buffer import Ring
 from src.risk import Limit, Limits
+from src.slots import State
 from src.teacher import Judge, Teacher, warm_up
 from src.trade import Desk, Trade
 from src.venue.budget import shared_governor, show_use
@@ -60,7 +62,7 @@ FEE_FALLBACK = (Decimal("0.0002"), Decimal("0.0005"))
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the process is handed besides its life."""
+    """What the process is handed besides its life. ``say``, ``told``: the pipes to the Feed and back (see ``renewal.Line``)."""
 
     ring: Ring
     urls: Endpoints
@@ -68,6 +70,8 @@ class Given:
     control: Connection
     keys: tuple[str, str]
     load_student: Callable[[str], Judge | None]
+    say: Connection
+    told: Connection
 
 
 def limit_of(s: Settings) -> Limit:
@@ -120,7 +124,7 @@ def _make_brain(life: Life, given: Given, journal: Journal, bus: EventBus, symbo
     s = life.settings
     market = MarketState(
         tuple(r.symbol for r in symbols), np.array([float(r.step) for r in symbols]), candle_ms=s.candle_ms, setup_ms=s.setup_ms,
-        context_ms=context_interval_ms(s.setup_ms), atr_period=s.atr_period, rsi_period=s.rsi_period)  # fmt: skip
+        context_ms=context_interval_ms(s.setup_ms), atr_period=s.atr_period, rsi_period=s.rsi_period, spare=spare_for(len(symbols)))  # fmt: skip
     student = _student(s, given, journal)
     decider = Decider(Teacher(), float(s.min_confidence), float(FEE_FALLBACK[1]), SLIPPAGE, student)
     return Brain(given.ring, market, decider, bus, life.block, given.clock, journal)
@@ -179,7 +183,8 @@ class Room:
         self.brain = _make_brain(life, given, journal, bus, symbols)
         self.ws = WsApi(given.urls.ws_api, clock=clock, credentials=Credentials(*given.keys), offset_ms=lambda: self.rest.offset_ms,
                         governor=self.rest.governor, on_state=lambda up: block.set("ws_api_live", int(up)), on_fault=self._fault)  # fmt: skip
-        self.gateway = Gateway(self.rest, self.ws, {r.symbol: r for r in symbols}, s.protection_price)
+        self.rules = {r.symbol: r for r in symbols}
+        self.gateway = Gateway(self.rest, self.ws, self.rules, s.protection_price)
         ids = ClientIds(self.rest.timestamp())
         self.portfolio = Portfolio(
             s.max_open_positions, cooldown_ms=s.cooldown_seconds * 1000, naked_ns=s.naked_limit_ms * 1_000_000, next_id=ids.next,
@@ -189,7 +194,7 @@ class Room:
             limits.recall(memory)
         self.trade = Trade(Desk(
             clock=clock, journal=journal, portfolio=self.portfolio, gateway=self.gateway, bus=bus, block=block, limit=limit_of(s), limits=limits,
-            ids=ids, rules={r.symbol: r for r in symbols}, quote_of=self.brain.quote_of, fee=terms.fee,
+            ids=ids, rules=self.rules, quote_of=self.brain.quote_of, fee=terms.fee,
             maintenance=lambda symbol: terms.maintenance.get(symbol, MAINTENANCE_FALLBACK)), life.fail)  # fmt: skip
         student = self.brain.decider.student
         self.trade.evidence = student is not None and student.may_trade_live
@@ -199,6 +204,7 @@ class Room:
         self.stream = UserStream(self.rest, given.urls.private, on_event=self.trade.on_event, on_state=self._stream_state, on_fault=self._fault)
         self._streaming = asyncio.Event()
         self._recheck_wanted = asyncio.Event()
+        self._told_held: frozenset[str] = frozenset()
         self.trade.holds["stream"] = STREAM_DOWN
 
     def _fault(self, error: AegisError) -> None:
@@ -249,6 +255,7 @@ class Room:
             self.brain.start(self.life.fail, lambda error: self.trade.latch("halt", f"{type(error).__name__}: {error}"))
             commands = {"recheck": self.recheck, "flatten": lambda: self.trade.flatten("flattened by the operator")}
             hear(self.given.control, partial(obey, commands))
+            hear(self.given.told, self._on_feed)
             self.life.ready()
             await self._run(connections)
             await self._settle()
@@ -263,7 +270,7 @@ class Room:
         life, clock, market = self.life, self.given.clock, self.brain.market
         mine = [asyncio.ensure_future(work) for work in (
             life.stop.wait(), self._ticks(), self._steady(), self._rechecks(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
-            keep_prepared(self.trade, self.rest, market.symbols, self.leverage, life.stop))]  # fmt: skip
+            keep_prepared(self.trade, self.rest, self.rules, self.leverage, life.stop))]  # fmt: skip
         waiting = {*mine, *connections}
         try:
             while not life.stop.is_set():
@@ -290,10 +297,34 @@ class Room:
             life.block.set("wal_bytes", self.journal.wal_bytes())
             show_use(self.rest.governor, clock, life.block)
             self._show_market()
+            self._leave()
             if second % REMEMBER_S == 0:
                 self.trade.remember()
             if second % SYNC_S == 0:
                 self.trade.spawn(self._sync())
+
+    def _on_feed(self, message: tuple[str, Any]) -> None:
+        """New symbols, and new rules of known ones. They are streamed once this has been answered."""
+        word, (version, places) = message
+        assert word == "symbols", word
+        for place, rules in sorted(places.items()):
+            self.brain.know(place, rules)
+            self.rules[rules.symbol] = rules
+        self.gateway.learn_rules({rules.symbol: rules for rules in places.values()})
+        self.given.say.send(("known", version))
+
+    def _leave(self) -> None:
+        """What is held of a contract that ends is closed in time; and the Feed is told what is held, since that is streamed to the last."""
+        now_ms = self.given.clock.market_ms()
+        for symbol in self.brain.ending(now_ms + self.life.settings.leave_lead_seconds * 1000):
+            slot = self.portfolio.slots.get(symbol)
+            if slot is not None and slot.state in (State.OPENING, State.OPEN):
+                lifecycle(f"🚪 {symbol} is left: its contract ends")
+                self.trade.run(self.portfolio.leave(symbol, "the contract ends", monotonic_ns()))
+        held = frozenset(self.portfolio.slots) | frozenset(self.portfolio.foreign)
+        if held != self._told_held:
+            self._told_held = held
+            self.given.say.send(("held", tuple(held)))
 
     def _show_market(self) -> None:
         block, counts = self.life.block, self.brain.market.statistics()

@@ -18,6 +18,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 from dotenv import dotenv_values
 
@@ -81,7 +82,14 @@ class Settings:
     setup_interval: str = _setting(_by_mode("4h", sim="15m"), "interval", "the candles setups are found on", choices=tuple(INTERVALS_MS))
     close_grace_ms: int = _setting(250, "ms, market time", "how long a candle waits for late prints", low=0, high=60000)
     symbols: tuple[str, ...] = _setting((), "names", "trade only these (comma-separated); empty: by volume", empty=True)
+    exclude_symbols: tuple[str, ...] = _setting((), "names", "never these (comma-separated); patterns as in SYMBOLS", empty=True)
+    tradfi: bool = _setting(False, "0 or 1", "TradFi perpetuals too; without it only those that SYMBOLS names")
+    min_quote_volume: Decimal = _setting(Decimal(0), "USDT a day", "no symbol that trades less in 24 hours", low=0, high=10**12)
+    min_age_days: int = _setting(0, "days", "no symbol that was listed later", low=0, high=10_000)
+    universe_spread_bps: Decimal = _setting(Decimal(0), "0.01 %", "no symbol whose spread is wider when it is chosen; 0: any", low=0, high=10_000)
     universe_size: int = _setting(_by_mode(300, sim=20), "symbols", "how many of the most traded symbols", low=1, high=600)
+    universe_seconds: int = _setting(900, "s, market time", "the venue is asked what it lists: symbols begin and end", low=10, high=86400)
+    leave_lead_seconds: int = _setting(3600, "s, market time", "a position is closed so long before its contract ends", low=0, high=864000)
 
     reconcile_seconds: int = _setting(900, "s, market time", "the Orchestrator compares with the venue", low=1, high=86400)
     heartbeat_seconds: int = _setting(900, "s, market time", "the Orchestrator writes its block", low=1, high=86400)
@@ -91,6 +99,8 @@ class Settings:
     log_format: str = _setting("text", "", "text, or json: one object a line", choices=("text", "json"))
     ring_slots: int = _setting(16384, "slots of 128 B", "rounded up to a power of two", low=10000, high=1 << 20)
 
+    proxy: str = _setting("", "URL", "HTTP proxy to the venue; empty: HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the environment", empty=True)
+    ca_file: str = _setting("", "path", "certificates (PEM) that are trusted beside the system's", empty=True)
     rest_url: str = _setting("", "URL", "override: REST; in paper of market data only, orders stay local", empty=True)
     market_url: str = _setting("", "URL", "override: /market streams", empty=True)
     public_url: str = _setting("", "URL", "override: /public streams", empty=True)
@@ -172,6 +182,17 @@ def local_endpoints(url: str) -> Endpoints:
     rest = url.rstrip("/")
     ws = "ws" + rest.removeprefix("http")
     return Endpoints(rest, f"{ws}/public", f"{ws}/market", f"{ws}/private", f"{ws}/ws-fapi/v1", rest)
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for this URL: HTTPS_PROXY or HTTP_PROXY, unless NO_PROXY excludes the host. Hosts of this machine
+    are spoken to directly."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host in ("localhost", "::1") or host.startswith("127."):
+        return None
+    found = getproxies_environment()
+    return None if proxy_bypass(host, found) else found.get("https" if parts.scheme in ("https", "wss") else "http")
 
 
 def load(environ: Mapping[str, str] | None = None, dotenv: str | Path | None = ".env") -> Settings:
@@ -275,14 +296,17 @@ def _contradictions(s: Settings) -> list[str]:
             parse_utc(s.sim_start)
         except ValueError:
             wrong.append(f"SIM_START={s.sim_start!r}: must be a time in UTC such as 2025-05-05T14:30")
-    wrong += [f"SYMBOLS={name!r}: must be names of the venue such as BTCUSDT, or patterns such as *USDT"
-              for name in s.symbols if not re.fullmatch(r"[\w*?]+", name)]
-    schemes = {"rest_url": ("http", "https"), "exchange_url": ("http", "https")}
-    for name in ("rest_url", "market_url", "public_url", "private_url", "ws_api_url", "exchange_url"):
+    wrong += [f"{setting}={name!r}: must be names of the venue such as BTCUSDT, or patterns such as *USDT"
+              for setting, names in (("SYMBOLS", s.symbols), ("EXCLUDE_SYMBOLS", s.exclude_symbols))
+              for name in names if not re.fullmatch(r"[\w*?]+", name)]  # fmt: skip
+    if s.ca_file and not Path(s.ca_file).is_file():
+        wrong.append(f"CA_FILE={s.ca_file!r}: there is no such file")
+    schemes = {"rest_url": ("http", "https"), "exchange_url": ("http", "https"), "proxy": ("http",)}
+    for name in ("rest_url", "market_url", "public_url", "private_url", "ws_api_url", "exchange_url", "proxy"):
         value, right = getattr(s, name), schemes.get(name, ("ws", "wss"))
         parts = urlsplit(value)
         if value and (parts.scheme not in right or not parts.hostname):
-            wrong.append(f"{name.upper()}={value!r}: must be a URL that begins with {right[0]}:// or {right[1]}://")
+            wrong.append(f"{name.upper()}={value!r}: must be a URL that begins with {' or '.join(f'{r}://' for r in right)}")
     return wrong
 
 

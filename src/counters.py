@@ -53,6 +53,8 @@ FEED: dict[str, type] = {
     "conflated": int,
     "last_frame_ns": int,
     "symbols": int,
+    "began": int,
+    "ended": int,
 }
 BRAIN: dict[str, type] = {
     "slots": int,

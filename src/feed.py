@@ -1,6 +1,7 @@
 """The Feed: the venue's market streams into the ring, and nothing else. It decides nothing about trading.
 
-Streams are spread over sockets by route: ``/market`` carries aggregate trades and mark prices, ``/public`` best quotes.
+Streams are spread over sockets by route: ``/market`` carries aggregate trades and mark prices, ``/public`` best quotes. Symbols may begin
+and end while it runs; each has a place in the table that is never another's.
 
 Invariants
   * No trade is lost unseen: missing ids become GAP, are fetched by REST, written flagged in id order, and then HEALED. When a symbol's
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,11 +39,13 @@ from src.conflate import (
 from src.counters import READY, Block, Counters
 from src.error_handler import Throttle, warn
 from src.gaps import Fetch, Gaps
+from src.links import Route
+from src.market_universe import Standing, standing
 from src.models import SymbolRules
 from src.ring_buffer import Ring
-from src.sockets import Patience, Route, Shard, SocketEvent, SocketState, Streams
+from src.sockets import Patience, Shard, SocketEvent, SocketState, Streams
 from src.venue.budget import shared_governor, show_use
-from src.venue.messages import AggTrade
+from src.venue.messages import AggTrade, ContractInfo
 from src.venue.queries import agg_trades
 from src.venue.rest import Rest
 
@@ -63,6 +66,7 @@ BAD_VALUES = ("KeyError", "ValueError", "OverflowError", "error")
 @dataclass(frozen=True, slots=True)
 class FeedOptions:
     """``market_url``, ``public_url``: routed stream bases, without ``/stream``. ``symbols``: the table; a symbol's index is its place.
+    ``spare``: places for symbols that begin later.
 
     ``close_grace_ms``: market time, and never less than 20 ms of wall time. ``gap_hold_s``: wall time. ``backfill_max``: trades of one
     hole that are fetched. ``records``: size of the table that holds what the ring has no room for (a power of two).
@@ -73,6 +77,7 @@ class FeedOptions:
     rest_url: str
     clock: Clock
     symbols: tuple[SymbolRules, ...]
+    spare: int = 0
     close_grace_ms: int = 250
     streams_per_socket: int = 200
     gap_hold_s: float = 10.0
@@ -81,22 +86,35 @@ class FeedOptions:
     records: int = RECORDS_DEFAULT
 
 
+Beside = Callable[["Feed"], Coroutine[Any, Any, None]]
+
+
 class Feed:
     """All shards, the table, TIME and the counters of one process. Everything runs on one event loop."""
 
     def __init__(self, options: FeedOptions, ring: Ring, block: Block, fetch: Fetch) -> None:
         self.options = options
-        self.conflator = Conflator([float(rules.step) for rules in options.symbols], ring, options.records)
+        self.rules = list(options.symbols)
+        self.place = {rules.symbol: index for index, rules in enumerate(self.rules)}
+        self.conflator = Conflator([float(rules.step) for rules in self.rules], ring, options.records, options.spare)
         self.shards = [Shard(self, streams, options.patience) for streams in plan(options)]
         self.market = [shard for shard in self.shards if shard.route is Route.MARKET]
-        self.gaps = Gaps(self, [rules.symbol for rules in options.symbols], fetch, options.backfill_max)
+        self._names = [rules.symbol for rules in self.rules]
+        self.gaps = Gaps(self, self._names, fetch, options.backfill_max)
         self.kinds: Counter[str] = Counter()
         self.frames = self.reconnects = self.silent = self.gaps_found = self.gaps_healed = 0
         self._shard_of = {index: shard for shard in self.market for index in shard.members}
         self._block = block
         self._ready: Callable[[], None] | None = None
         self._owed: deque[Callable[[], bool]] = deque()
-        self._tradable = np.full(len(options.symbols), -1, np.int8)
+        capacity = len(self.rules) + options.spare
+        self.streamed = np.arange(capacity) < len(self.rules)
+        self._stands = [standing(rules) for rules in self.rules]
+        self._said = [(-1, 0, True)] * len(self.rules)
+        """What STATE last said of each symbol: tradable (-1: nothing), when it ends, whether it is streamed."""
+        self._group: asyncio.TaskGroup | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.on_contract: Callable[[ContractInfo], None] = lambda event: None
         self._market_rows = self._second = self._due_ms = self._written_ms = 0
         self._draining = self._stopped = False
         self._last_frame_ns = 0
@@ -108,15 +126,16 @@ class Feed:
         self._limit_ms = 0
         self._bound_time()
 
-    async def run(self, on_ready: Callable[[], None], stop: asyncio.Event) -> None:
-        """Until ``stop`` is set. ``on_ready``: each socket is subscribed for the first time. Raises what a task of ours fails with."""
+    async def run(self, on_ready: Callable[[], None], stop: asyncio.Event, beside: Beside | None = None) -> None:
+        """Until ``stop`` is set. ``on_ready``: each socket is subscribed for the first time. ``beside``: makes one more task of ours. Raises
+        what a task fails with."""
         self._ready = on_ready
         try:
-            async with asyncio.TaskGroup() as group:
-                works = [*(shard.run() for shard in self.shards), self.gaps.run(), self._tick()]
-                tasks = [group.create_task(work) for work in works]
+            async with asyncio.TaskGroup() as self._group:
+                for work in (*(shard.run() for shard in self.shards), self.gaps.run(), self._tick(), *([beside(self)] if beside else ())):
+                    self.spawn(work)
                 await stop.wait()
-                for task in tasks:
+                for task in self._tasks:
                     task.cancel()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
@@ -126,6 +145,11 @@ class Feed:
                 if shard.link is not None:
                     shard.link.hang_up()
             self._count(monotonic_ns())
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """One more task of the Feed, ended with it; its error is the Feed's."""
+        assert self._group is not None, "tasks begin while the Feed runs"
+        self._tasks.append(self._group.create_task(work))
 
     # data
 
@@ -210,9 +234,15 @@ class Feed:
         self._limit_ms = self.options.clock.market_ms() + self._ahead_ms
         self.conflator.set_limit(self._limit_ms)
 
+    def contract(self, event: ContractInfo) -> None:
+        """The venue tells of a contract, ours or not."""
+        self.on_contract(event)
+
     # sockets and symbols
 
     def subscribed(self, shard: Shard) -> None:
+        if shard.route is Route.MARKET and shard not in self.market:
+            self.market.append(shard)  # from now on TIME waits for it too
         if shard.gapped:
             shard.on(SocketEvent.HOLED)
         self.gaps.stream_is_back(shard.members if shard.route is Route.MARKET else (), monotonic_ns())
@@ -224,7 +254,6 @@ class Feed:
     def cut(self, shard: Shard) -> None:
         """From here on nothing is known of the shard's trades."""
         self.reconnects += 1
-        shard.again.clear()
         if shard.route is not Route.MARKET:
             return
         now_ns = monotonic_ns()
@@ -246,13 +275,69 @@ class Feed:
             shard.on(SocketEvent.HOLED)
 
     def got_well(self, symbol: int, first: int, last: int, unfilled: int) -> None:
-        shard = self._shard_of[symbol]
         self.gaps_healed += 1
-        shard.gapped -= 1
         self._owe(partial(self.conflator.healed, symbol, first, last, unfilled, monotonic_ns()))
+        self._well(self._shard_of[symbol])
+        self._write_time()
+
+    def _well(self, shard: Shard) -> None:
+        shard.gapped -= 1
         if not shard.gapped:
             shard.on(SocketEvent.HEALED)
-        self._write_time()
+
+    def begin(self, index: int, rules: SymbolRules) -> None:
+        """This symbol is streamed from now on: in a place of its own, or in the one that it had. Sockets that flow are not dialled anew."""
+        assert not (index < len(self.rules) and self.streamed[index]), f"{rules.symbol} is streamed already"
+        if index == len(self.rules):
+            self.conflator.add(float(rules.step))
+            self.rules.append(rules)
+            self._names.append(rules.symbol)
+            self._stands.append(standing(rules))
+            self._said.append((-1, 0, True))
+        else:
+            self._owe(partial(self.conflator.healed, index, 0, 0, 1, monotonic_ns()))  # what was missed, history has
+        self.rules[index], self._stands[index], self.place[rules.symbol] = rules, standing(rules), index
+        self.streamed[index] = True
+        for route in Route:
+            self._carry(route, index, rules.symbol)
+
+    def _carry(self, route: Route, index: int, symbol: str) -> None:
+        """On the first socket of that route with room, or on a new one."""
+        for shard in self.shards:
+            if shard.route is Route.MARKET:
+                shard.mark_keys[symbol] = mark_key(index)
+        market = route is Route.MARKET
+        roomy = [s for s in self.shards if s.route is route and s.size < self.options.streams_per_socket]
+        if roomy:
+            shard = roomy[0]
+            shard.add(index, stream_name(route, symbol), symbol, trade_key(index) if market else quote_key(index))
+        else:
+            shard = Shard(self, streams_of(self.options, route, {symbol: index}, {symbol: mark_key(index)}), self.options.patience)
+            self.shards.append(shard)
+            self.spawn(shard.run())
+        if market:
+            self._shard_of[index] = shard
+
+    def end(self, index: int) -> None:
+        """This symbol is not streamed any more."""
+        self.streamed[index] = False
+        for shard in self.shards:
+            if index in shard.stream:
+                shard.remove(index)
+                shard.silent.discard(index)
+        if self.gaps.forget(index):
+            self._well(self._shard_of[index])
+        self._owe(partial(self.conflator.forget, index, monotonic_ns()))
+        self._write_states(monotonic_ns())
+
+    def standing_of(self, index: int) -> Standing:
+        return self._stands[index]
+
+    def stand(self, index: int, stands: Standing) -> None:
+        """Whether the symbol may be entered, and when its contract ends."""
+        if stands != self._stands[index]:
+            self._stands[index] = stands
+            self._write_states(monotonic_ns())
 
     def _owe(self, write: Callable[[], bool]) -> None:
         """Write now; without room later, in order, and before any TIME."""
@@ -277,7 +362,7 @@ class Feed:
                 warn("market stream is mute", route=shard.route.value, streams=len(shard.stream))
                 shard.hang_up()
             self._check_silent(shard, now_ns)
-            shard.subscribe_again()
+            shard.send_requests()
         self._write_states(now_ns)
         self._write_time()
         self._count(now_ns)
@@ -288,24 +373,28 @@ class Feed:
         if not since_ns:
             return
         column = "trade_ns" if shard.route is Route.MARKET else "quote_ns"
-        seen = self.conflator.symbols[column][shard.members] >= since_ns
-        silent = {index for index, flows in zip(shard.members, seen, strict=True) if not flows} if seen.any() else set()
+        members = shard.members
+        seen = self.conflator.symbols[column][members] >= since_ns
+        silent = {index for index, flows in zip(members, seen, strict=True) if not flows} if seen.any() else set()
         new = sorted(silent - shard.silent)
         shard.silent = silent
         if new:
             self.silent += len(new)
-            shard.again.extend(shard.stream[index] for index in new)
+            shard.ask_again([shard.stream[index] for index in new])
             warn("streams without data", route=shard.route.value, streams=[shard.stream[index] for index in new[:20]])
 
     def _write_states(self, now_ns: int) -> None:
-        """STATE where it changed: tradable once both streams have shown data, and neither has fallen silent."""
-        rows = self.conflator.symbols[:len(self._tradable)]
-        wanted = np.where((rows["trade_ns"] > 0) & (rows["quote_ns"] > 0), 1, self._tradable).astype(np.int8)
-        for shard in self.shards:
-            wanted[list(shard.silent)] = 0
-        for index in np.flatnonzero(wanted != self._tradable):
-            self._tradable[index] = wanted[index]
-            self._owe(partial(self.conflator.state, int(index), bool(wanted[index]), now_ns))
+        """STATE where it changed: tradable once both streams have shown data, neither has fallen silent, and the venue's word allows it."""
+        rows = self.conflator.symbols[:len(self.rules)]
+        flows = ((rows["trade_ns"] > 0) & (rows["quote_ns"] > 0)).tolist()
+        silent = {index for shard in self.shards for index in shard.silent}
+        for index, stands in enumerate(self._stands):
+            said, streamed = self._said[index], bool(self.streamed[index])
+            able = stands.tradable and streamed and index not in silent
+            now = (1 if able and flows[index] else said[0] if able else 0, stands.leave_ms, streamed)
+            if now != said:
+                self._said[index] = now
+                self._owe(partial(self.conflator.state, index, now[0] == 1, now_ns, leave_ms=stands.leave_ms, streamed=streamed))
 
     def _count(self, now_ns: int) -> None:
         """Our figures into the shared block, and the heart-beat."""
@@ -317,34 +406,45 @@ class Feed:
             "bad_values": int(tally["bad_values"]) + values, "bad_frames": self.kinds.total() - values, "frames": self.frames,
             "gaps": self.gaps_found, "healed": self.gaps_healed, "reconnects": self.reconnects,
             "sockets_live": sum(shard.flowing for shard in self.shards), "sockets_wanted": len(self.shards),
-            "last_frame_ns": self._last_frame_ns, "symbols": len(self.options.symbols),
+            "last_frame_ns": self._last_frame_ns, "symbols": int(self.streamed.sum()),
         }  # fmt: skip
         for name, value in counted.items():
             block.set(name, value)
         block.beat(now_ns)
 
 
+def stream_name(route: Route, symbol: str) -> str:
+    return f"{symbol.lower()}@{'aggTrade' if route is Route.MARKET else 'bookTicker'}"
+
+
+def streams_of(options: FeedOptions, route: Route, part: dict[str, int], marks: dict[str, int], *, first: bool = False) -> Streams:
+    """A socket for these symbols. The first market socket has all mark prices and the contracts' news; the others one symbol's mark price,
+    so that each shows time passing."""
+    names = {stream_name(route, symbol): index for symbol, index in part.items()}
+    if route is Route.PUBLIC:
+        return Streams(route, f"{options.public_url}/stream", names, (), {s: quote_key(i) for s, i in part.items()}, {})
+    extra = ("!markPrice@arr@1s", "!contractInfo") if first else (f"{next(iter(part)).lower()}@markPrice@1s",)
+    return Streams(route, f"{options.market_url}/stream", names, extra, {s: trade_key(i) for s, i in part.items()}, marks)
+
+
 def plan(options: FeedOptions) -> list[Streams]:
-    """Which socket carries what. The first market socket has all mark prices; the others one symbol's, so that each shows time passing."""
-    symbols, per = [rules.symbol for rules in options.symbols], options.streams_per_socket
-    assert 2 <= per <= 1024, "the venue takes at most 1,024 streams on a socket"
-    marks = {symbol: mark_key(index) for index, symbol in enumerate(symbols)}
-    streams = []
-    for start in range(0, len(symbols), per - 1):
-        part = range(start, min(start + per - 1, len(symbols)))
-        extra = f"{symbols[start].lower()}@markPrice@1s" if start else "!markPrice@arr@1s"
-        names = {f"{symbols[index].lower()}@aggTrade": index for index in part}
-        keys = {symbols[index]: trade_key(index) for index in part}
-        streams.append(Streams(Route.MARKET, f"{options.market_url}/stream", names, (extra,), keys, marks))
+    """Which socket carries what at first."""
+    places, per = {rules.symbol: index for index, rules in enumerate(options.symbols)}, options.streams_per_socket
+    assert 3 <= per <= 1024, "the venue takes at most 1,024 streams on a socket"
+    marks = {symbol: mark_key(index) for symbol, index in places.items()}
+    symbols, streams = list(places), []
+    starts = [0, *range(per - 2, len(symbols), per - 1)]
+    for start, stop in zip(starts, [*starts[1:], len(symbols)], strict=True):
+        part = {symbol: places[symbol] for symbol in symbols[start:stop]}
+        streams.append(streams_of(options, Route.MARKET, part, marks, first=start == 0))
     for start in range(0, len(symbols), per):
-        part = range(start, min(start + per, len(symbols)))
-        names = {f"{symbols[index].lower()}@bookTicker": index for index in part}
-        keys = {symbols[index]: quote_key(index) for index in part}
-        streams.append(Streams(Route.PUBLIC, f"{options.public_url}/stream", names, (), keys, {}))
+        part = {symbol: places[symbol] for symbol in symbols[start:start + per]}
+        streams.append(streams_of(options, Route.PUBLIC, part, marks))
     return streams
 
 
-async def run_feed(options: FeedOptions, ring: Ring, counters: Counters, on_ready: Callable[[], None], stop: asyncio.Event) -> None:
+async def run_feed(options: FeedOptions, ring: Ring, counters: Counters, on_ready: Callable[[], None], stop: asyncio.Event,
+                   beside: Beside | None = None) -> None:  # fmt: skip
     """The Feed's process until ``stop`` is set. Raises Halt for a second writer of the ring; nothing that the venue does ends it."""
     clock, block = options.clock, counters.block("feed")
     governor = shared_governor(clock, counters, block)
@@ -356,7 +456,7 @@ async def run_feed(options: FeedOptions, ring: Ring, counters: Counters, on_read
         return rows
 
     try:
-        await Feed(options, ring, block, fetch).run(on_ready, stop)
+        await Feed(options, ring, block, fetch).run(on_ready, stop, beside)
     finally:
         await rest.close()
 

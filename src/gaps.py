@@ -121,6 +121,10 @@ class Gaps:
             ailment.holes.append(Hole(first, last, now_ns))
         self._work.set()
 
+    def forget(self, symbol: int) -> bool:
+        """Its stream ends: nobody asks for its holes any more. True: it had some."""
+        return self._ailing.pop(symbol, None) is not None
+
     def shown(self, symbol: int, first: int, last: int, now_ns: int) -> None:
         """A live trade came. It shows that first..last are missing before it, or (``last`` < ``first``) that nothing is."""
         ailment = self._ailing.get(symbol)

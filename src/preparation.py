@@ -7,7 +7,7 @@ is refused by risk with that reason, and tried again later.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from src.clock import Clock, monotonic_ns
 from src.config import INTERVALS_MS
@@ -56,8 +56,10 @@ async def _seed(market: MarketState, rest: Rest, clock: Clock, i: int) -> None:
 
 
 async def keep_history(market: MarketState, rest: Rest, clock: Clock, seeded: Callable[[list[int]], None], stop: asyncio.Event) -> None:
-    """All symbols once, and again those whose candles miss something. ``seeded``: told of those that were read, to arm their setups."""
-    todo: list[int] = list(range(len(market.symbols)))
+    """All symbols once, also those that come later, and again those whose candles miss something. ``seeded``: told of those that were read,
+    to arm their setups."""
+    known = len(market.symbols)
+    todo: list[int] = list(range(known))
     started_ns = monotonic_ns()
     first = True
     while not stop.is_set():
@@ -71,19 +73,20 @@ async def keep_history(market: MarketState, rest: Rest, clock: Clock, seeded: Ca
             info(f"history of {len(todo) - len(failed)} symbols read", seconds=round((monotonic_ns() - started_ns) / 1e9, 2))
             first = False
         await asyncio.sleep(AGAIN_S if failed else 2.0)
-        todo = sorted(set(failed) | set(market.tainted()))
+        later, known = range(known, len(market.symbols)), len(market.symbols)
+        todo = sorted({*failed, *market.tainted(), *later})
 
 
-async def keep_prepared(trade: Trade, rest: Rest, symbols: tuple[str, ...], leverage: int, stop: asyncio.Event) -> None:
-    """Isolated margin and the cap's leverage on every symbol; those that fail are tried again."""
+async def keep_prepared(trade: Trade, rest: Rest, symbols: Collection[str], leverage: int, stop: asyncio.Event) -> None:
+    """Isolated margin and the cap's leverage on every symbol; those that fail, or that somebody changed, are set again."""
     throttle = Throttle(60.0)
+    trade.leverage = leverage
     while not stop.is_set():
+        missing = [s for s in symbols if s not in trade.prepared]
         try:
-            config = await queries.symbol_config(rest)
-            for symbol in [s for s in symbols if s not in trade.prepared]:
+            config = await queries.symbol_config(rest) if missing else {}
+            for symbol in missing:
                 await _prepare(trade, rest, symbol, leverage, config.get(symbol))
-            if len(trade.prepared) == len(symbols):
-                return
         except Fatal:
             raise
         except AegisError as error:

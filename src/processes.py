@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from src.clock import Clock, monotonic_ns, real_clock
 from src.config import SIM_KEY, SIM_SECRET, Endpoints, Settings, endpoints
 from src.counters import Counters
-from src.error_handler import AegisError, Fatal, warn
+from src.error_handler import AegisError, Fatal, lifecycle, warn
 from src.life import Life, live
 from src.ring_memory import RingMemory
 
@@ -39,7 +40,9 @@ async def _exchange(life: Life) -> None:
     if s.trading_mode == "paper":
         urls = endpoints(s)
         venue, market = VenueUrls(urls.data, urls.market, urls.public), "binance"
-        symbols = tuple(rules.symbol for rules in await _universe(life, urls, real_clock()))
+        async with _listing(life, urls, real_clock()) as listing:
+            table, _ = await _universe(life, listing, real_clock())
+        symbols = tuple(rules.symbol for rules in table)
     else:
         venue, market, symbols = None, s.sim_market, s.symbols or _offered(s)
     options = ExchangeOptions(
@@ -64,51 +67,91 @@ def _offered(s: Settings) -> tuple[str, ...]:
     return scaled_universe(s.universe_size) if s.sim_market == "synthetic" else ()
 
 
-def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: RingMemory, urls: Endpoints, clock: Clock) -> None:
+def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: RingMemory, urls: Endpoints, clock: Clock,
+         say: Connection, told: Connection) -> None:  # fmt: skip
+    """``say``, ``told``: the pipes to the Brain and back, which the universe is kept over."""
+
     async def main(life: Life) -> None:
-        from src.feed import FeedOptions, run_feed, warm_up
+        from src.feed import Feed, FeedOptions, run_feed, warm_up
+        from src.market_universe import spare_for
+        from src.renewal import Course, Line, Renewer
         from src.ring_buffer import Ring
 
-        symbols = await _universe(life, urls, clock)
-        life.pipe.send(("table", symbols))
-        warm_up(_progress(life))
-        options = FeedOptions(urls.market, urls.public, urls.data, clock, symbols, close_grace_ms=settings.close_grace_ms)
-        await run_feed(options, Ring.over(ring), life.counters, life.ready, life.stop)
+        async with _listing(life, urls, clock) as listing:
+            held = _held(settings)
+            symbols, size = await _universe(life, listing, clock, held)
+            life.pipe.send(("table", symbols))
+            warm_up(_progress(life))
+            options = FeedOptions(urls.market, urls.public, urls.data, clock, symbols, spare_for(len(symbols)), settings.close_grace_ms)
+            course = Course(listing.offer, _terms(settings), size, clock.wall_s(settings.universe_seconds * 1000), frozenset(held), Line(say, told))
+
+            def renew(feed: Feed) -> Any:
+                return Renewer(feed, clock, course, life.block.add).run()
+
+            await run_feed(options, Ring.over(ring), life.counters, life.ready, life.stop, renew)
 
     live(name, pipe, settings, counters, main)
 
 
-async def _universe(life: Life, urls: Endpoints, clock: Clock) -> Any:
-    """The symbols of this run, in the order of their indices: by volume, or those that were asked for. Twenty pairs that everybody knows
-    where the venue does not answer. In paper no others than the local exchange lists, which are those and what is held there."""
-    from src.market_universe import FALLBACK, select
+def _held(s: Settings) -> list[str]:
+    """Symbols that the journal holds a slot of: they are streamed, whatever the universe."""
+    import sqlite3
+
+    from src.journal import Reader
+
+    try:
+        return list(Reader(s.state_dir).slots())
+    except sqlite3.Error as error:
+        warn(f"the journal does not say what is held: {error}")
+        return []
+
+
+def _terms(s: Settings) -> Any:
+    from src.market_universe import Terms
+
+    return Terms(s.symbols, s.exclude_symbols, min_quote_volume=s.min_quote_volume, min_age_days=s.min_age_days, tradfi=s.tradfi,
+                 max_spread_bps=s.universe_spread_bps)  # fmt: skip
+
+
+@asynccontextmanager
+async def _listing(life: Life, urls: Endpoints, clock: Clock) -> AsyncIterator[Any]:
+    """What the venue lists. In paper no others than the local exchange lists too, which are those of its start and what is held there."""
+    from src.renewal import Listing
     from src.venue.budget import shared_governor
-    from src.venue.queries import symbol_rules, volumes_24h
     from src.venue.rest import Rest
 
-    s = life.settings
     governor = shared_governor(clock, life.counters, life.block)
-    rest = Rest(urls.data, clock=clock, governor=governor)
+    market = Rest(urls.data, clock=clock, governor=governor)
+    orders = Rest(urls.rest, clock=clock, governor=governor) if urls.rest not in ("", urls.data) else None
     try:
-        rules, _ = await symbol_rules(rest)
-        volumes = await volumes_24h(rest)
+        yield Listing(market, orders, spreads=life.settings.universe_spread_bps > 0)
+    finally:
+        await market.close()
+        if orders is not None:
+            await orders.close()
+
+
+async def _universe(life: Life, listing: Any, clock: Clock, held: Sequence[str] = ()) -> Any:
+    """The symbols of this run, in the order of their indices: by volume, or those that were asked for; then what is held besides. And how
+    many there may be. Twenty pairs that everybody knows where the venue does not answer."""
+    from src.market_universe import FALLBACK, Offer, chosen
+
+    s = life.settings
+    try:
+        offer = await listing.offer()
     except Fatal:
         raise
     except AegisError as error:
         warn(f"the venue does not say what it trades ({error}): the {len(FALLBACK)} fallback pairs are used")
-        rules, volumes = {r.symbol: r for r in FALLBACK}, {}
-    finally:
-        await rest.close()
-    size = s.universe_size
-    if urls.rest not in ("", urls.data):
-        orders = Rest(urls.rest, clock=clock, governor=governor)
-        try:
-            listed, _ = await symbol_rules(orders)
-        finally:
-            await orders.close()
-        rules = {name: one for name, one in rules.items() if name in listed}
-        size = size if s.exchange_url else len(rules)
-    return select(rules, volumes, size=size, include=s.symbols, now_ms=clock.market_ms())
+        offer = Offer({r.symbol: r for r in FALLBACK}, {})
+    size = len(offer.rules) if s.trading_mode == "paper" and not s.exchange_url and life.name == "feed" else s.universe_size
+    found, left_out = chosen(offer, _terms(s), size=size, now_ms=clock.market_ms())
+    names = {one.symbol for one in found}
+    table = (*found, *[offer.rules[symbol] for symbol in held if symbol in offer.rules and symbol not in names])
+    if life.name == "feed":
+        counts = {reason.name.lower(): count for reason, count in left_out.most_common()}
+        lifecycle(f"🌍 Universe: {len(table)} of {len(offer.rules)} symbols", **counts)
+    return table, size
 
 
 def _progress(life: Life) -> Callable[[int, int, str], None]:
@@ -123,12 +166,15 @@ def _progress(life: Life) -> Callable[[int, int, str], None]:
 
 
 def brain(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: RingMemory, urls: Endpoints, clock: Clock,
-          control: Connection) -> None:  # fmt: skip
+          control: Connection, say: Connection, told: Connection) -> None:  # fmt: skip
+    """``say``, ``told``: the pipes to the Feed and back."""
+
     async def main(life: Life) -> None:
         from src.brain_process import Given, run_brain
         from src.ring_buffer import Ring
 
-        await run_brain(life, Given(Ring.over(ring), urls, clock, control, credentials(settings), _load_student), _progress(life))
+        given = Given(Ring.over(ring), urls, clock, control, credentials(settings), _load_student, say, told)
+        await run_brain(life, given, _progress(life))
 
     live(name, pipe, settings, counters, main)
 

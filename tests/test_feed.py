@@ -23,9 +23,10 @@ from src.counters import Counters
 from src.exchange.options import ExchangeOptions
 from src.exchange.server import serve
 from src.feed import FeedOptions, plan, run_feed, warm_up
+from src.links import Route
 from src.models import SymbolRules
 from src.ring_buffer import BACKFILLED, GAP, HEALED, MARK, QUOTE, STATE, TIME, TRADE, Ring
-from src.sockets import Patience, Route
+from src.sockets import Patience
 from src.venue.governor import Governor
 from src.venue.queries import klines, symbol_rules
 from src.venue.rest import Rest
@@ -265,7 +266,7 @@ async def scene(*symbols: SymbolRules, clock: Clock | None = None, wait: bool = 
 async def test_it_subscribes_to_every_stream_of_every_symbol() -> None:
     async with scene(BTC, ETH) as s:
         names = {client.route: client.names for client in s.venue.clients}
-        assert names == {"market": {"btcusdt@aggTrade", "ethusdt@aggTrade", "!markPrice@arr@1s"},
+        assert names == {"market": {"btcusdt@aggTrade", "ethusdt@aggTrade", "!markPrice@arr@1s", "!contractInfo"},
                          "public": {"btcusdt@bookTicker", "ethusdt@bookTicker"}}
 
 
@@ -505,7 +506,7 @@ async def test_a_gap_that_lasts_does_not_stop_time_for_ever() -> None:
 
 
 async def test_time_waits_for_the_slowest_market_socket() -> None:
-    async with scene(BTC, ETH, streams_per_socket=2, close_grace_ms=0) as s:
+    async with scene(BTC, ETH, streams_per_socket=3, close_grace_ms=0) as s:
         assert s.venue.connects == {"market": 2, "public": 1}
         await s.venue.marks(T0 + 5000, "BTCUSDT")
         await s.venue.trade("ETHUSDT", 1, T0 + 2100)
@@ -672,8 +673,8 @@ def test_streams_are_spread_over_sockets_and_each_market_socket_shows_time() -> 
     options = FeedOptions("ws://m", "ws://p", "http://r", clock_at(T0, 1.0), symbols, streams_per_socket=3)
     streams = plan(options)
     market = [part for part in streams if part.route is Route.MARKET]
-    assert [list(part.names.values()) for part in market] == [[0, 1], [2, 3], [4]]
-    assert [part.extra for part in market] == [("!markPrice@arr@1s",), ("s2usdt@markPrice@1s",), ("s4usdt@markPrice@1s",)]
+    assert [list(part.names.values()) for part in market] == [[0], [1, 2], [3, 4]]
+    assert [part.extra for part in market] == [("!markPrice@arr@1s", "!contractInfo"), ("s1usdt@markPrice@1s",), ("s3usdt@markPrice@1s",)]
     assert [len(part.names) for part in streams if part.route is Route.PUBLIC] == [3, 2]
     assert all(len(part.names) + len(part.extra) <= 3 for part in streams)
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from picows import WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
 
 from src.conflate import Staged, mark_key, quote_key, trade_key
-from src.sockets import NEXT, Patience, Route, Shard, SocketEvent, SocketState, Streams, _quick_quote, _quick_trade, next_state
+from src.links import Route, quick_quote, quick_trade
+from src.sockets import NEXT, Patience, Shard, SocketEvent, SocketState, Streams, next_state
 from src.venue.messages import decode_market, decode_public
 
 DEADLINE_S = 10.0
@@ -65,6 +66,7 @@ class Sink:
         self.flushes: list[list[tuple[list[int], list[float]]]] = []
         self.rubbish: Counter[str] = Counter()
         self.cuts = 0
+        self.contracts: list[Any] = []
         self.ready = asyncio.Event()
         self.news = asyncio.Event()
 
@@ -75,6 +77,10 @@ class Sink:
     def flush(self, shard: Shard, staged: Staged, rows: int, received_ns: int, last: Any) -> None:
         self.frames += rows
         self.flushes.append([(staged.ints[i].tolist(), staged.floats[i].tolist()) for i in range(rows)])
+        self.news.set()
+
+    def contract(self, event: Any) -> None:
+        self.contracts.append(event)
         self.news.set()
 
     def bad(self, error: Exception, size: int) -> None:
@@ -245,12 +251,12 @@ def test_recorded_frames_read_quickly_are_what_they_say(recorded_data: Path) -> 
             outer = json.loads(line) if line.startswith(b"{") else {"data": line.split(b" ", 1)[1].decode()}
             payload = str(outer.get("data", "")).encode()
             if b'"e":"aggTrade"' in payload:
-                trade, full = _quick_trade(payload).data, decode_market(payload).data
+                trade, full = quick_trade(payload).data, decode_market(payload).data
                 assert (trade.p, trade.q) == (float(Decimal(full.p)), float(Decimal(full.q)))
                 assert all(getattr(trade, letter) == getattr(full, letter) for letter in "saflTmE")
                 seen["trades"] += 1
             elif b'"e":"bookTicker"' in payload:
-                quote, full_quote = _quick_quote(payload).data, decode_public(payload).data
+                quote, full_quote = quick_quote(payload).data, decode_public(payload).data
                 assert all(getattr(quote, letter) == float(Decimal(getattr(full_quote, letter))) for letter in "bBaA")
                 seen["quotes"] += 1
     assert seen["trades"] > 50 and seen["quotes"] > 10_000

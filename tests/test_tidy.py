@@ -16,8 +16,8 @@ LAYERS = (
     ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "journal", "interleave", "store", "data", "venue"),
     ("market_universe", "conflate", "indicators", "smc", "features", "bars", "setups", "market_state"),
     ("teacher", "student", "risk", "slots", "portfolio"),
-    ("sockets", "gaps", "feed", "gateway", "trade", "recovery", "preparation", "brain", "reconciliation", "system_monitor", "maintenance",
-     "dashboard", "orchestrator"),
+    ("links", "sockets", "gaps", "feed", "renewal", "gateway", "trade", "recovery", "preparation", "brain", "reconciliation", "system_monitor",
+     "maintenance", "dashboard", "orchestrator"),
     ("brain_process", "processes", "supervisor", "main"),
 )
 ROOMS = {"exchange": {"clock", "error_handler", "config", "models", "data"}}

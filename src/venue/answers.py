@@ -150,6 +150,28 @@ class _Ticker(msgspec.Struct, rename="camel"):
     quote_volume: Decimal
 
 
+class _LastTrade(msgspec.Struct, rename="camel"):
+    symbol: str
+    last_id: int
+
+
+class Price(msgspec.Struct, frozen=True):
+    """Newest price of a symbol and its time (venue milliseconds)."""
+
+    symbol: str
+    price: float
+    time: int = 0
+
+
+class Book(msgspec.Struct, frozen=True, rename="camel"):
+    """Best quotes of a symbol and their time (venue milliseconds); a price of 0 is no quote."""
+
+    symbol: str
+    bid_price: float
+    ask_price: float
+    time: int = 0
+
+
 class _KlineRow(msgspec.Struct, array_like=True):
     open_ms: float
     open: float
@@ -175,10 +197,29 @@ class _AggTradeRow(msgspec.Struct, gc=False):
 
 
 _tickers, _kline_rows, _agg_trade_rows = _decoder(list[_Ticker]), _decoder(list[_KlineRow]), _decoder(list[_AggTradeRow])
+_last_trades, _prices, _books = _decoder(list[_LastTrade]), _decoder(list[Price]), _decoder(list[Book])
 
 
 def tickers(body: Body) -> dict[str, Decimal]:
     return {row.symbol: row.quote_volume for row in _tickers(body)}
+
+
+def last_ids(body: Body) -> dict[str, int]:
+    return {row.symbol: row.last_id for row in _last_trades(body)}
+
+
+def prices(body: Body) -> dict[str, Price]:
+    return {row.symbol: row for row in _prices(body)}
+
+
+def books(body: Body) -> dict[str, Book]:
+    return {row.symbol: row for row in _books(body)}
+
+
+def spreads(body: Body) -> dict[str, Decimal]:
+    """In 0.01 %, to a thousandth of it."""
+    rows = [row for row in _books(body) if 0 < row.bid_price <= row.ask_price]
+    return {row.symbol: Decimal(f"{(row.ask_price - row.bid_price) / (row.ask_price + row.bid_price) * 20_000:.3f}") for row in rows}
 
 
 def kline_table(body: Body) -> NDArray[np.float64]:

@@ -45,6 +45,30 @@ async def volumes_24h(rest: Rest) -> dict[str, Decimal]:
     return found
 
 
+async def spreads_bps(rest: Rest) -> dict[str, Decimal]:
+    """Spread of the best quotes by symbol, in 0.01 % of their mean; a symbol without both sides is left out. Weight 5."""
+    found: dict[str, Decimal] = await rest.get("/fapi/v1/ticker/bookTicker", weight=5, timeout_s=10.0, decode=answers.spreads)
+    return found
+
+
+async def last_trades(rest: Rest) -> dict[str, int]:
+    """Id of the newest single trade of the last 24 hours by symbol; −1 where there was none. Weight 40."""
+    found: dict[str, int] = await rest.get("/fapi/v1/ticker/24hr", weight=40, timeout_s=10.0, decode=answers.last_ids)
+    return found
+
+
+async def prices(rest: Rest) -> dict[str, answers.Price]:
+    """Newest price and its time by symbol. Weight 2."""
+    found: dict[str, answers.Price] = await rest.get("/fapi/v2/ticker/price", weight=2, timeout_s=10.0, decode=answers.prices)
+    return found
+
+
+async def books(rest: Rest) -> dict[str, answers.Book]:
+    """Best quotes and their time by symbol. Weight 5."""
+    found: dict[str, answers.Book] = await rest.get("/fapi/v1/ticker/bookTicker", weight=5, timeout_s=10.0, decode=answers.books)
+    return found
+
+
 async def klines(rest: Rest, symbol: str, interval: str, *, start_ms: int | None = None, end_ms: int | None = None,
                  limit: int = 500) -> NDArray[np.float64]:  # fmt: skip
     """Candles, oldest first: float64 (n, 8) of open_ms, open, high, low, close, volume, trades, taker_volume. The last may be unfinished.
