@@ -51,7 +51,7 @@ STANDS_ALREADY, SAME_ID_STANDS = -4130, -4116
 BEYOND = (-2021, -4142)
 """The price is past the trigger already."""
 NOTHING_HELD = (-2022, -4509)
-_KINDS = {Role.STOP: "STOP_MARKET", Role.TARGET: "TAKE_PROFIT_MARKET"}
+KINDS = {Role.STOP: "STOP_MARKET", Role.TARGET: "TAKE_PROFIT_MARKET"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Portfolio:
         if slot is None or order is None or order.word is Word.GONE:
             return []
         if slot.role_of(order) in GUARDS:
-            return self._guard_refused(slot, order, code, now_ns) if order.word is not Word.LIVE else []  # the second of two sendings
+            return self._guard_refused(slot, order, code, now_ns, now_ms)
         order.word, order.told = Word.GONE, order.filled
         if order is slot.entry:
             return self._entry_ended(slot, reason, now_ns, now_ms)
@@ -179,8 +179,11 @@ class Portfolio:
         in_advance = order is slot.entry and slot.state is State.OPENING and slot.stop is None
         return [self._ask(slot, order), *(self._guard(slot, Role.STOP, now_ns) if in_advance else [])]
 
-    def _guard_refused(self, slot: Slot, order: Order, code: int, now_ns: int) -> list[Action]:
+    def _guard_refused(self, slot: Slot, order: Order, code: int, now_ns: int, now_ms: int) -> list[Action]:
         """One stands already: somebody else's protects as well. The price is beyond it: leave. Otherwise try again until the naked limit."""
+        telling = (STANDS_ALREADY, SAME_ID_STANDS, *BEYOND, *NOTHING_HELD)
+        if order.word is Word.LIVE or (order.word is Word.UNKNOWN and code not in telling):
+            return []  # the second of two sendings: it says nothing of the first
         order.asked_ns = now_ns
         if code == SAME_ID_STANDS:
             return self.accepted(order.client_id, now_ns)
@@ -189,7 +192,7 @@ class Portfolio:
             return [self._ask(slot, order)]
         order.word = Word.GONE
         if slot.at_stake <= 0:
-            return []
+            return self._settle(slot, now_ms)
         if code in BEYOND:
             return self.leave(slot.symbol, "stop passed before it stood" if order is slot.stop else "target reached", now_ns)
         return [self._ask_symbol(slot)] if code in NOTHING_HELD else []
@@ -275,23 +278,23 @@ class Portfolio:
             return self._settle(slot, now_ms)
         return self._replace_guard(slot, order, now_ns) if update.executed == 0 else []  # else its fills are on their way
 
-    def guards_seen(self, client_id: str, found: AlgoUpdate | None, standing: Sequence[AlgoUpdate], now_ns: int,
-                    now_ms: int) -> list[Action]:  # fmt: skip
-        """The answer to a question after a guard: what the query by id says, and what stands on the symbol."""
+    def guards_seen(self, client_id: str, found: AlgoUpdate | None, standing: Sequence[AlgoUpdate], now_ns: int, now_ms: int, *,
+                    sure: bool = True) -> list[Action]:  # fmt: skip
+        """The answer to a question after a guard: what the query by id says, and what stands on the symbol. ``sure``: both were answered."""
         slot, order = self._find(client_id)
         if slot is None or order is None or order.word is Word.GONE:
             return []
         told = found or next((g for g in standing if g.client_id == client_id), None)
         if told is not None:
             return self.algo_update(told, now_ns, now_ms)
-        kind = _KINDS[slot.role_of(order)]
+        kind = KINDS[slot.role_of(order)]
         for other in standing:
             if (other.order_type, other.side, other.close_position) == (kind, slot.side.opposite, True):
                 order.client_id, order.theirs = other.client_id, not ours(other.client_id)
                 order.word, order.asked_ns, order.absent = Word.LIVE, now_ns, 0
                 return self._changed(slot, Event.ADOPTED, f"protected by {other.client_id}")
-        order.absent += 1
-        if order.absent < 2 and not order.cancel_ns:
+        order.absent += sure
+        if not sure or (order.absent < 2 and not order.cancel_ns):
             return []  # queries lag
         order.word, order.asked_ns = Word.GONE, now_ns
         return self._settle(slot, now_ms) if slot.at_stake <= 0 else self._replace_guard(slot, order, now_ns)
@@ -418,18 +421,21 @@ class Portfolio:
     def _due(self, slot: Slot, now_ns: int, now_ms: int) -> list[Action]:
         if slot.state is State.OPEN and (reason := must_leave(slot, now_ns, now_ms, self._naked_ns)):
             return self.leave(slot.symbol, reason, now_ns)
-        actions = self._sweep(slot, now_ns) if slot.state is State.CLOSING and slot.at_stake <= 0 else self._due_guards(slot, now_ns)
-        if slot.state is State.CLOSING:
-            actions += self._send_exit(slot, now_ns)
+        if slot.state is State.CLOSING and slot.at_stake <= 0:
+            actions = self._sweep(slot, now_ns) + self._settle(slot, now_ms)
+        else:
+            actions = self._due_guards(slot, now_ns)
+            actions += self._send_exit(slot, now_ns) if slot.state is State.CLOSING else []
         if slot.missing_ns and now_ns - slot.missing_ns > self._wait.ask_ns:
             slot.missing_ns = now_ns
             actions.append(self._ask_symbol(slot))
         for order in slot.orders():
             if overdue(slot, order, now_ns, self._wait):
-                guard = slot.role_of(order) in GUARDS
-                order.word = Word.UNKNOWN if guard and order.word is Word.SENT else order.word
-                order.asked_ns = now_ns
-                actions.append(self._ask(slot, order))
+                if order.word is Word.SENT and order is not slot.exit:
+                    actions += self.unknown(order.client_id, now_ns)
+                else:
+                    order.asked_ns = now_ns
+                    actions.append(self._ask(slot, order))
         return actions
 
     def _due_guards(self, slot: Slot, now_ns: int) -> list[Action]:
@@ -553,6 +559,11 @@ class Portfolio:
         """The slot goes; what the venue still holds of the symbol is somebody else's, unless that word is an old one: ask."""
         del self.slots[slot.symbol]
         return [self._ask_symbol(slot)] if self._count_foreign(slot.symbol) else []
+
+    def in_doubt(self, client_id: str) -> bool:
+        """Whether a guard may stand, or does, whatever a second sending of it is answered."""
+        slot, order = self._find(client_id)
+        return slot is not None and order is not None and slot.role_of(order) in GUARDS and order.word in (Word.UNKNOWN, Word.LIVE)
 
     def in_flight(self) -> bool:
         """Whether an order of ours waits for its answer, a position for its stop or its end, or a guard for its cancel."""

@@ -302,6 +302,18 @@ class Patience:
 Action = SendEntry | SendGuard | SendExit | CancelGuard | Ask | Opened | Closed | Died | Changed
 
 
+def symbol_of(action: Action) -> str:
+    """The symbol whose slot an action is about."""
+    match action:
+        case SendEntry(approved):
+            return approved.symbol
+        case Opened(position):
+            return position.symbol
+        case Closed(trade):
+            return trade.symbol
+    return action.symbol
+
+
 def must_leave(slot: Slot, now_ns: int, now_ms: int, naked_ns: int) -> str:
     """Why an open position has to be closed now; empty where it may stay."""
     if not slot.protected and now_ns - slot.naked_since_ns > naked_ns:

@@ -25,7 +25,6 @@ from src.error_handler import (
     Halt,
     Rejected,
     Retryable,
-    Throttle,
     Unknown,
     critical,
     failure,
@@ -38,12 +37,16 @@ from src.journal import Intent, Journal
 from src.models import ZERO, Account, AccountUpdate, AlgoUpdate, Fill, OrderUpdate, Quote, Role, Side, Signal, SymbolRules
 from src.portfolio import Portfolio
 from src.risk import Limit, Limits, Refusal, View, approve
-from src.slots import GUARDS, Action, Ask, CancelGuard, Changed, Closed, Died, Opened, SendEntry, SendExit, SendGuard, State, remember
+from src.slots import GUARDS, Action, Ask, CancelGuard, Changed, Closed, Died, Opened, SendEntry, SendExit, SendGuard, State, remember, symbol_of
 from src.venue.orders import ClientIds, parse
+from src.venue.user_events import ConfigUpdate, MarginCall
 
 HOLD_NS = 60_000_000_000
 """An older copy of the daemon was seen trading: entries wait this long."""
 ORDER_IDS_MAX = 1000
+MISSED_MS = 5_000
+"""A fill that is found by asking, and is older than this (wall), should have been told."""
+VENUE_HOLD_NS = 15 * 60_000_000_000
 UNWRITTEN_MAX = 10_000
 """What the disk refuses waits in memory; of more than so many writes the oldest is dropped and counted (queue_full)."""
 NOTHING_TO_CANCEL = (-2011, -2013)
@@ -69,32 +72,56 @@ class Desk:
 
 
 class Trade:
-    """Made once in the Brain. ``on_fatal`` is told of what ends the process."""
+    """Made once in the Brain. ``on_fatal`` is told of what ends the process, ``on_doubt`` of what asks for a reconciliation, ``on_missed`` of
+    events that the user stream should have told and did not."""
 
     def __init__(self, desk: Desk, on_fatal: Callable[[AegisError], None]) -> None:
         self._desk = desk
         self._on_fatal = on_fatal
         self.account = Account(ZERO, ZERO)
-        self.holds: dict[str, str] = {"start": "starting: not reconciled yet"}
+        self.holds: dict[str, str] = {"start": "starting: not reconciled yet", "stream": "the user stream is not connected yet"}
         self.prepared: set[str] = set()
+        self.leverage = 0
         self.evidence = False
         self.recovering = False
         self.reconciling = asyncio.Lock()
+        self.reconciliations_wanted = 0
         self.latches: dict[str, str] = desk.journal.latches()
         self._order_ids: dict[int, str] = {}
-        self._asking: set[tuple[str, str]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
         self._hold_until_ns = 0
         self._unwritten: dict[str, Callable[[], Any]] = {}
         self._writes = 0
         self._realised_day = (0, ZERO)
-        self._ask_throttle = Throttle(5.0)
+        self._venue_hold_ns = 0
+        self.on_doubt: Callable[[], None] = lambda: None
+        self.on_missed: Callable[[str], None] = lambda reason: None
         desk.bus.subscribe(Topic.SIGNAL_GENERATED, self.on_signal)
 
     @property
     def halted(self) -> str:
         """Why nothing may open now; empty when it may."""
         return "; ".join(self.holds.values())
+
+    @property
+    def epoch_ms(self) -> int:
+        return self._desk.ids.epoch_ms
+
+    @property
+    def journal(self) -> Journal:
+        return self._desk.journal
+
+    def hold_for_reconciliation(self) -> None:
+        """Nothing opens until as many reconciliations as were asked for have passed."""
+        self.reconciliations_wanted += 1
+        self.holds["reconcile"] = "reconciling with the venue"
+
+    def reconciled(self) -> None:
+        self.reconciliations_wanted -= 1
+        if self.reconciliations_wanted == 0:
+            self.holds.pop("reconcile", None)
+            self.holds.pop("start", None)
 
     @property
     def equity(self) -> Decimal:
@@ -119,6 +146,9 @@ class Trade:
     # signals
 
     def on_signal(self, signal: Signal) -> None:
+        self._guarded(self._decide, signal)
+
+    def _decide(self, signal: Signal) -> None:
         desk = self._desk
         verdict = desk.portfolio.consider(signal, desk.clock.market_ms(), self._price_of)
         if verdict.what == "refuse":
@@ -170,7 +200,7 @@ class Trade:
 
     def run(self, actions: list[Action]) -> None:
         """Store every slot that was touched, then carry out what the slots asked for, in order."""
-        self._store(dict.fromkeys(_symbol(action) for action in actions))
+        self._store(dict.fromkeys(symbol_of(action) for action in actions))
         for action in actions:
             match action:
                 case SendEntry():
@@ -182,7 +212,7 @@ class Trade:
                 case CancelGuard():
                     self._watch(self._desk.gateway.cancel_guard(action.client_id), action.client_id, self._cancelled)
                 case Ask():
-                    self._ask(action)
+                    self.spawn(self._ask(action))
                 case Opened() | Closed() | Died() | Changed():
                     self._tell(action)
         waiting = self._desk.portfolio.take_waiting()
@@ -303,7 +333,8 @@ class Trade:
         if isinstance(error, Rejected | Retryable | Degraded | Halt | Fatal):
             desk.block.add("orders_rejected")
             warn(f"the venue refused {client_id}: {error}")
-            self._mark(client_id, "dead", str(error))
+            if not desk.portfolio.in_doubt(client_id):
+                self._mark(client_id, "dead", str(error))
             self.run(desk.portfolio.rejected(client_id, int(error.fields.get("code", 0)), str(error), now_ns, now_ms))
             return self._grave(error)
         desk.block.add("orders_unknown")
@@ -334,13 +365,14 @@ class Trade:
             warn(f"{client_id} was not cancelled: {error}")  # it is tried again until it is gone
 
     def _grave(self, error: AegisError) -> None:
-        """What an answer says about more than its order."""
+        """What an answer says about more than its order. Of a hold that the venue puts on us nobody tells the end: it is tried again later."""
         if isinstance(error, Halt):
             self.latch("halt", str(error))
         elif isinstance(error, Fatal):
             self._on_fatal(error)
         elif isinstance(error, Degraded):
             self.holds["venue"] = str(error)
+            self._venue_hold_ns = monotonic_ns() + VENUE_HOLD_NS
 
     def _mark(self, client_id: str, state: str, reason: str = "") -> None:
         self._write(partial(self._desk.journal.mark, client_id, state, reason=reason, now_ms=self._desk.clock.market_ms()))
@@ -351,11 +383,34 @@ class Trade:
         """From the user stream, in its order."""
         match event:
             case OrderUpdate():
-                self._on_order(event)
+                self._guarded(self._on_order, event)
             case AlgoUpdate():
-                self._on_algo(event)
+                self._guarded(self._on_algo, event)
             case AccountUpdate():
-                self._on_account(event)
+                self._guarded(self._on_account, event)
+            case ConfigUpdate():
+                self._on_config(event)
+            case MarginCall():
+                critical(f"⚠️ The venue calls for margin: {', '.join(event.symbols)} may be liquidated")
+
+    def _guarded(self, work: Callable[..., Any], *args: Any) -> None:
+        """A failed assertion in the money path: reduce only from now on, and what is held is compared with the venue."""
+        try:
+            work(*args)
+        except AssertionError as error:
+            failure("an assertion failed in the money path", error)
+            self.latch("halt", f"AssertionError: {error}")
+            self.on_doubt()
+
+    def _on_config(self, update: ConfigUpdate) -> None:
+        """Somebody changed leverage or the asset mode at the venue."""
+        if update.symbol is not None and update.leverage != self.leverage:
+            self.prepared.discard(update.symbol)
+        if update.multi_assets is not None:
+            self.holds.pop("mode", None)
+        if update.multi_assets:
+            critical("the account was switched to multi-asset mode: nothing opens until it is in single-asset mode again")
+            self.holds["mode"] = "the account is in multi-asset mode"
 
     def _on_order(self, update: OrderUpdate) -> None:
         self._look_for_copies(update)
@@ -394,56 +449,56 @@ class Trade:
     def _look_for_copies(self, update: OrderUpdate) -> None:
         """Our prefix with another epoch: a newer copy of the daemon ends our opening for good, an older one makes us wait."""
         parsed = parse(update.client_id)
-        if parsed is None or parsed[0] == self._desk.ids.epoch_ms or self._desk.journal.known(update.client_id):
+        if parsed is None or parsed[0] == self.epoch_ms or self._desk.journal.known(update.client_id):
             return
-        if parsed[0] > self._desk.ids.epoch_ms:
-            if "copy" not in self.holds:
-                critical("a newer copy of the daemon trades this account: this one opens nothing more", order=update.client_id)
-            self.holds["copy"] = "a newer copy of the daemon trades this account"
+        if parsed[0] > self.epoch_ms:
+            self.newer_copy(update.client_id)
         else:
             self._hold_until_ns = monotonic_ns() + HOLD_NS
 
+    def newer_copy(self, client_id: str) -> None:
+        """Its order was seen."""
+        if "copy" not in self.holds:
+            critical("a newer copy of the daemon trades this account: this one opens nothing more", order=client_id)
+        self.holds["copy"] = "a newer copy of the daemon trades this account"
+
     # asking
 
-    def _ask(self, ask: Ask) -> None:
-        key = (ask.symbol, ask.client_id)
-        if key in self._asking:
+    async def _ask(self, ask: Ask) -> None:
+        answer = await self._desk.gateway.ask_once(ask)
+        if answer is None:
             return
-        self._asking.add(key)
-        self.spawn(self._asked(ask, key))
+        late_ms = self._desk.clock.market_ms() - MISSED_MS * self._desk.clock.speed
+        if [fill for fill in self.learn(ask, answer) if fill.time_ms < late_ms]:
+            self.on_missed("fills were found that it did not tell")
 
-    async def _asked(self, ask: Ask, key: tuple[str, str]) -> None:
-        try:
-            answer = await self._desk.gateway.ask(ask)
-        except AegisError as error:
-            if self._ask_throttle.due(monotonic_ns()):
-                failure(f"asking after {ask.client_id or ask.symbol}", error)
-            return
-        finally:
-            self._asking.discard(key)
-        self.learn(ask, answer)
+    def learn(self, ask: Ask, answer: Answer) -> list[Fill]:
+        """What the venue answered: fills first, then the order that made them, then whether the position is their sum.
 
-    def learn(self, ask: Ask, answer: Answer) -> None:
-        """What the venue answered: fills first, then the order that made them, then whether the position is their sum."""
+        Returns the fills that nobody had told of.
+        """
         portfolio, now_ns, now_ms = self._desk.portfolio, monotonic_ns(), self._desk.clock.market_ms()
         if ask.role in GUARDS:
             if answer.guard is not None and answer.guard.status.ended:
                 self._mark(ask.client_id, "done", answer.guard.reason or answer.guard.status.value)
-            return self.run(portfolio.guards_seen(ask.client_id, answer.guard, answer.standing, now_ns, now_ms))
+            self.run(portfolio.guards_seen(ask.client_id, answer.guard, answer.standing, now_ns, now_ms, sure=answer.sure))
+            return []
         if answer.order is not None:
             self._remember_number(answer.order)
-        for fill in answer.fills:
-            named = replace(fill, client_id=fill.client_id or self._order_ids.get(fill.order_id, ""))
-            self.on_fill(named)
-            self.run(portfolio.fill(named, now_ns, now_ms))
+        named = [replace(fill, client_id=fill.client_id or self._order_ids.get(fill.order_id, "")) for fill in answer.fills]
+        new = []
+        for fill in named:
+            new += [fill] if self.on_fill(fill) else []
+            self.run(portfolio.fill(fill, now_ns, now_ms))
+        amount = answer.amount(ask.symbol)
         if answer.order is not None:
             self._on_outcome(answer.order)
-        elif ask.client_id:
-            self.run(portfolio.absent(ask.client_id, now_ns, now_ms, position=answer.amount))
+        elif ask.client_id and answer.positions is not None and (answer.sure or amount != 0):
+            self.run(portfolio.absent(ask.client_id, now_ns, now_ms, position=amount))
         if answer.positions is not None:
             self.account = replace(self.account, positions=answer.positions)
-            self.run(portfolio.corrected(ask.symbol, answer.amount, now_ns, now_ms))
-        return None
+            self.run(portfolio.corrected(ask.symbol, amount, now_ns, now_ms))
+        return new
 
     # time and commands
 
@@ -451,7 +506,9 @@ class Trade:
         """Every 100 ms or so: what is due, the limits, and the figures for the others."""
         desk, now_ns, now_ms = self._desk, monotonic_ns(), self._desk.clock.market_ms()
         self._write_later()
-        self.run(desk.portfolio.tick(now_ns, now_ms, contact=desk.gateway.contact(now_ns)))
+        if "venue" in self.holds and now_ns > self._venue_hold_ns:
+            del self.holds["venue"]
+        self._guarded(lambda: self.run(desk.portfolio.tick(now_ns, now_ms, contact=desk.gateway.contact(now_ns))))
         desk.portfolio.forget_waiting(now_ns, desk.limit.signal_age_ms * 1_000_000)
         equity = self.equity
         if self.account.as_of_ms:
@@ -484,29 +541,39 @@ class Trade:
             self.run(self._desk.portfolio.leave(symbol, reason, monotonic_ns()))
 
     def remember(self) -> None:
-        """What the next start needs of the limits."""
-        self._write(partial(self._desk.journal.remember, "limits", self._desk.limits.memory()))
+        """Once a second: what the next start needs of the limits; and whether the operator has released a latch."""
+        released = set() if self._unwritten else set(self.latches) - set(self._desk.journal.latches())
+        for name in released:
+            del self.latches[name]
+        if released:
+            limits = self._desk.limits
+            limits.day, limits.start, limits.peak = -1, ZERO, ZERO
+            lifecycle(f"🔓 Released by the operator: {', '.join(sorted(released))}; the day's start and the peak begin anew")
+        self._write(partial(self._desk.journal.remember, "limits", self._desk.limits.memory()), key="limits")
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """A background task whose error is not lost."""
+        if self._closed:
+            return work.close()
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return None
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None:
-            failure("a task of Trade ended", error)
+        if error is None:
+            return
+        failure("a task of Trade ended", error)
+        if isinstance(error, Fatal):
+            self._on_fatal(error)
+        elif "stop" not in self.holds and (isinstance(error, Halt) or not isinstance(error, AegisError)):
             self.latch("halt", f"{type(error).__name__}: {error}")
 
-
-def _symbol(action: Action) -> str:
-    match action:
-        case SendEntry(approved):
-            return approved.symbol
-        case Opened(position):
-            return position.symbol
-        case Closed(trade):
-            return trade.symbol
-    return action.symbol
+    def close(self) -> None:
+        """Nobody answers any more: what waits is given up."""
+        self._closed = True
+        self.holds["stop"] = "stopping"
+        for task in self._tasks:
+            task.cancel()

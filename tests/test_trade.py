@@ -23,7 +23,7 @@ from src.models import Quote, Side, Signal
 from src.portfolio import Portfolio
 from src.recovery import reconcile, recover
 from src.risk import Limit, Limits
-from src.slots import Slot, State
+from src.slots import MS_NS, Patience, Slot, State
 from src.trade import Desk, Trade
 from src.venue import queries
 from src.venue.governor import Governor
@@ -42,24 +42,28 @@ NAKED_S = 2.0
 TICK_S = 0.05
 WAIT_S = 8.0
 LIMIT = Limit(D("0.02"), D("0.55"), D(5), D(10), 3, 3, 10, 1500, 5000, False)
+QUICK = Patience(absent_ns=1_200 * MS_NS, lookup_ns=600 * MS_NS, twice_ns=800 * MS_NS, target_again_ns=800 * MS_NS)
+"""What is not about the naked limit need not take long in a test."""
+DEAD_WS = "ws://127.0.0.1:1/"
 TICKS = {"BTCUSDT": 0.1, "ETHUSDT": 0.01, "XRPUSDT": 0.0001, "SOLUSDT": 0.01}
 
 
 class Relay:
-    """A wire between the daemon and the venue that a test can cut. ``mode``: ``pass``, ``reset`` (every connection is closed) or ``hole``
-    (bytes vanish)."""
+    """A wire between the daemon and the venue that a test can cut. ``hole``: bytes vanish, connections stand."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self.mode = "pass"
+        self.port = 0
+        self.hole = False
         self._writers: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
-    async def start(self) -> int:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return int(self._server.sockets[0].getsockname()[1])
+    async def up(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = int(self._server.sockets[0].getsockname()[1])
 
-    async def close(self) -> None:
+    def down(self) -> None:
+        """Nobody listens any more, and what was connected is cut."""
         assert self._server is not None
         self._server.close()
         self.cut()
@@ -69,9 +73,6 @@ class Relay:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.mode == "reset":
-            writer.transport.abort()
-            return
         there_reader, there = await asyncio.open_connection("127.0.0.1", self._port)
         self._writers |= {writer, there}
         await asyncio.gather(self._pump(reader, there), self._pump(there_reader, writer))
@@ -80,7 +81,7 @@ class Relay:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             while chunk := await reader.read(1 << 16):
-                if self.mode == "pass":
+                if not self.hole:
                     writer.write(chunk)
         writer.transport.abort()
 
@@ -109,7 +110,8 @@ class Watch:
 class World:
     """A venue, its scripted market, another client on the same account, and a wire that can be cut."""
 
-    def __init__(self, client: Client, market: FakeMarket, relay: Relay, port: int) -> None:
+    def __init__(self, client: Client, market: FakeMarket, relay: Relay) -> None:
+        port = relay.port
         self.client, self.market, self.relay = client, market, relay
         self.clock = client.clock
         self.price = {s: float(p) for s, p in PRICES.items()}
@@ -153,8 +155,10 @@ class World:
 class Daemon:
     """The money side of one Brain process: what ``brain_process`` wires, without Feed and kernels."""
 
-    def __init__(self, world: World, folder: Path, *, slots: int = 3, ws_url: str = "", cooldown_ms: int = 60_000, limit: Limit = LIMIT) -> None:
-        self.world, self.folder = world, folder
+    def __init__(self, world: World, folder: Path, *, slots: int = 3, ws_url: str = "", cooldown_ms: int = 60_000, limit: Limit = LIMIT,
+                 patience: Patience | None = None) -> None:  # fmt: skip
+        self.world, self.folder, self.patience = world, folder, patience
+        self.with_ws = ws_url != DEAD_WS
         keys = Credentials(KEY, SECRET)
         self.rest = Rest(world.rest_url, clock=world.clock, governor=Governor(world.clock.unscaled_ms), credentials=keys)
         self.ws = WsApi(ws_url or world.ws_url, clock=world.clock, credentials=keys, offset_ms=lambda: self.rest.offset_ms)
@@ -178,7 +182,8 @@ class Daemon:
         rules, _ = await queries.symbol_rules(self.rest)
         self.ids = ClientIds(self.rest.timestamp())
         self.gateway = Gateway(self.rest, self.ws, rules, "MARK_PRICE")
-        self.portfolio = Portfolio(self.slots, cooldown_ms=self.cooldown_ms, naked_ns=int(NAKED_S * 1e9), next_id=self.ids.next)
+        self.portfolio = Portfolio(self.slots, cooldown_ms=self.cooldown_ms, naked_ns=int(NAKED_S * 1e9), next_id=self.ids.next,
+                                   patience=self.patience)  # fmt: skip
         limits = Limits(D("0.06"), D("0.2"))
         if (memory := self.journal.recall("limits")) is not None:
             limits.recall(memory)
@@ -190,7 +195,7 @@ class Daemon:
         self.tasks = [self.ws.start(), self.stream.start()]
         async with asyncio.timeout(WAIT_S):
             await self.up.wait()
-            while self.world.relay.mode == "pass" and "127.0.0.1:1/" not in self.ws._url and not self.ws.is_up:
+            while not self.ws.is_up and self.with_ws:
                 await asyncio.sleep(0.005)
         self.trade.recovering = True
         await recover(self.trade, self.journal, self.portfolio, self.gateway, self.world.clock)
@@ -222,7 +227,8 @@ class Daemon:
     async def kill(self) -> None:
         """As by SIGKILL: nothing is settled, only the sockets are closed."""
         self.running = False
-        for task in [*self.tasks[2:], *self.trade._tasks]:
+        self.trade.close()
+        for task in self.tasks[2:]:
             task.cancel()
         await self.stream.close()
         await self.ws.close()
@@ -265,29 +271,26 @@ class Daemon:
 
     async def agree(self) -> None:
         """Journal, ledger and fills agree to the last digit; a slot holds what the venue holds; one entry a signal at most."""
-        books = await self.world.books()
-        theirs = {(f["symbol"], f["id"]): (D(f["price"]), D(f["qty"]), D(f["commission"]), D(f["realised"]), f["side"]) for f in books["fills"]}
-        rows = self.journal._db.execute("SELECT symbol, trade_id, price, qty, commission, realised, side FROM fills").fetchall()
-        ours_ = {(r[0], r[1]): (D(r[2]), D(r[3]), D(r[4]), D(r[5]), r[6]) for r in rows}
-        assert ours_ == theirs
-        commission, realised = sum((f[2] for f in ours_.values()), D(0)), sum((f[3] for f in ours_.values()), D(0))
-        assert D(books["wallet"]) == D(10_000) + realised - commission + D(books["funding"])
-        trades = self.journal._db.execute("SELECT realised, commission FROM trades").fetchall()
-        held = self.portfolio.slots.values()
-        foreign = {s for s, _ in ours_} - {s.symbol for s in held} - {t[0] for t in self.journal._db.execute("SELECT symbol FROM trades")}
-        mine = [f for (symbol, _), f in ours_.items() if symbol not in foreign]
-        assert sum((D(t[0]) for t in trades), D(0)) + sum((s.realised for s in held), D(0)) == sum((f[3] for f in mine), D(0))
-        assert sum((D(t[1]) for t in trades), D(0)) + sum((s.commission for s in held), D(0)) == sum((f[2] for f in mine), D(0))
-        for slot in held:
-            assert slot.qty * slot.side.sign == D(books["positions"].get(f"{slot.symbol}:BOTH", {"qty": "0"})["qty"]), slot.symbol
+        books, read = await self.world.books(), self.journal._db.execute
+        assert D(books["wallet"]) == D(10_000) + D(books["realised"]) - D(books["commission"]) + D(books["funding"])
+        held = {s.symbol: s for s in self.portfolio.slots.values()}
+        mine = set(held) | {r[0] for r in read("SELECT symbol FROM intents")}
+        theirs = {(f["symbol"], f["id"]): (D(f["price"]), D(f["qty"]), D(f["commission"]), D(f["realised"]), f["side"])
+                  for f in books["fills"] if f["symbol"] in mine}  # fmt: skip
+        rows = read("SELECT symbol, trade_id, price, qty, commission, realised, side FROM fills").fetchall()
+        written = {(r[0], r[1]): (D(r[2]), D(r[3]), D(r[4]), D(r[5]), r[6]) for r in rows if r[0] in mine}
+        assert written == theirs
+        trades = read("SELECT realised, commission FROM trades").fetchall()
+        for column, name in ((0, "realised"), (1, "commission")):
+            counted = sum((D(t[column]) for t in trades), D(0)) + sum((getattr(s, name) for s in held.values()), D(0))
+            assert counted == sum((f[3 - column] for f in written.values()), D(0)), name
+        for symbol, slot in held.items():
+            assert slot.qty * slot.side.sign == D(books["positions"].get(f"{symbol}:BOTH", {"qty": "0"})["qty"]), symbol
         entries = [o["client_id"] for o in books["orders"] if ours(o["client_id"]) and o["client_id"].endswith("-e")]
-        assert len(entries) == len(set(entries)) <= len(self.requests) or not self.requests
-        journal_ids = {r[0] for r in self.journal._db.execute("SELECT client_id FROM intents")}
-        assert {o["client_id"] for o in books["orders"] + books["algo"] if ours(o["client_id"])} <= journal_ids
-        assert not self.errors, self.errors
-
-    def latches(self) -> dict[str, str]:
-        return self.trade.latches
+        assert len(entries) == len(set(entries)), "an entry was sent twice"
+        written_ids = {r[0] for r in read("SELECT client_id FROM intents")}
+        assert {o["client_id"] for o in books["orders"] + books["algo"] if ours(o["client_id"])} <= written_ids
+        assert not self.errors and not self.trade.latches, (self.errors, self.trade.latches)
 
 
 async def until(check: Callable[[], Any], what: str = "it", within_s: float = WAIT_S) -> Any:
@@ -308,13 +311,14 @@ async def world(given: ExchangeOptions | None = None, market: FakeMarket | None 
     source = market or FakeMarket(*PRICES.items(), seconds=600, top_steps=10_000_000)
     async with exchange(given or options(latency_ms=2), source) as client:
         relay = Relay(int(client.ready.rest.rsplit(":", 1)[1]))
-        made = World(client, source, relay, await relay.start())
+        await relay.up()
+        made = World(client, source, relay)
         watching = asyncio.ensure_future(made.watching())
         try:
             yield made
         finally:
             watching.cancel()
-            await relay.close()
+            relay.down()
 
 
 @asynccontextmanager
@@ -455,7 +459,7 @@ async def test_a_loss_is_never_counted_twice_while_its_fill_is_on_the_way(tmp_pa
         while not d.gone():
             lowest = min(lowest, d.trade.equity)
             await asyncio.sleep(0.005)
-        assert lowest > D(10_000) - D("0.17") * 2_000 - 30 and not d.latches()
+        assert lowest > D(10_000) - D("0.17") * 2_000 - 30 and not d.trade.latches
         assert d.trade.equity == d.trade.account.wallet
         await d.agree()
 
