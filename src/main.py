@@ -1,4 +1,4 @@
-"""The one door: ``python -m src.main [run|exchange|release]``, ``run`` when no word is given.
+"""The one door: ``python -m src.main [run|exchange|download|release]``, ``run`` when no word is given.
 
 Imports stand inside functions: ``spawn`` imports this module anew in every child.
 """
@@ -18,6 +18,7 @@ USAGE = """usage: python -m src.main [command]
 
   run        the daemon (also without a command); settings come from the environment and .env
   exchange   the local exchange alone: python -m src.main exchange --help
+  download   market data from the venue's archive into the Parquet store: python -m src.main download --help
   release    let go of latched limits (daily loss, drawdown, halt): python -m src.main release [name]
 """
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
         from src.exchange.command import main as exchange
 
         return exchange(rest)
-    commands = {"run": run, "release": release}
+    commands = {"run": run, "download": download, "release": release}
     if word not in commands:
         print(f"unknown command {word!r}\n\n{USAGE}", file=sys.stderr)
         return 2
@@ -68,6 +69,19 @@ def run(rest: list[str]) -> int:
     _make_folders(settings)
     _validate_keys(settings)
     return _supervise(settings)
+
+
+def download(rest: list[str]) -> int:
+    """Fill the Parquet store. Returns 0, 1 when something failed, 2 for wrong options, 130 when interrupted."""
+    from functools import partial
+
+    from src.download import command
+
+    try:
+        return command(rest, partial(print, flush=True))
+    except KeyboardInterrupt:
+        print("stopped: what is stored is whole, and the same command goes on", file=sys.stderr)
+        return 130
 
 
 def release(rest: list[str]) -> int:
