@@ -236,15 +236,16 @@ Start = Callable[..., Any]
 
 
 @asynccontextmanager
-async def scene(*symbols: SymbolRules, clock: Clock | None = None, wait: bool = True, slots: int = 10_000, **changes: Any) -> AsyncIterator[Scene]:
-    """A venue, and a Feed that has subscribed to it (unless ``wait`` is False)."""
+async def scene(*symbols: SymbolRules, clock: Clock | None = None, wait: bool = True, slots: int = 10_000, beside: Any = None,
+                **changes: Any) -> AsyncIterator[Scene]:  # fmt: skip
+    """A venue, and a Feed that has subscribed to it (unless ``wait`` is False). ``beside``: see ``run_feed``."""
     venue, ring, counters = Venue(), Ring.create(slots), Counters.create()
     await venue.start()
     base = "ws" + venue.url.removeprefix("http")
     options = FeedOptions(f"{base}/market", f"{base}/public", venue.url, clock or clock_at(T0, 1.0), symbols or (BTC,), patience=QUICK)
     ready, stop = asyncio.Event(), asyncio.Event()
     reader = Reader(ring)
-    task = asyncio.create_task(run_feed(replace(options, **changes), ring, counters, ready.set, stop))
+    task = asyncio.create_task(run_feed(replace(options, **changes), ring, counters, ready.set, stop, beside))
     try:
         if wait:
             async with asyncio.timeout(DEADLINE_S):
