@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal
+from enum import Enum
+from typing import NamedTuple
 
 from src.exchange import events
 from src.exchange.clients import generated_id
@@ -25,6 +27,26 @@ UNSEEN_RETRY_MS = 100
 Schedule = Callable[[int, Callable[[], object]], None]
 
 
+class Doom(Enum):
+    """What may befall a conditional order, on order of a test."""
+
+    NONE = 0
+    LOST = 1  # accepted, and then not there
+    STUCK = 2  # triggered, and never at the book
+    REJECTED = 3  # refused at the book
+
+
+class Fate(NamedTuple):
+    """``reason``: of a rejection. ``delay_ms``: until it is lost."""
+
+    doom: Doom = Doom.NONE
+    reason: str = ""
+    delay_ms: int = 0
+
+
+USUAL = Fate()
+
+
 class AlgoService:
     """Conditional orders of all accounts on a :class:`State`. ``schedule(due_ms, call)`` runs a call at a later market time."""
 
@@ -33,6 +55,9 @@ class AlgoService:
         self._execution = execution
         self._placing = placing
         self._schedule = schedule
+        self.fate: Callable[[AlgoOrder, bool], Fate] = lambda _algo, _placed: USUAL
+        """Asked when an order has been placed (True) and when it has triggered (False)."""
+        self._stuck: set[int] = set()
 
     def resume(self) -> None:
         """After a restart: what was triggering when the books ended goes on."""
@@ -70,7 +95,22 @@ class AlgoService:
         state.say(account.index, events.algo_update(state, algo))
         if algo.type == "TRAILING_STOP_MARKET" and not algo.activate_price:
             self._activate(algo, last)
+        fate = self.fate(algo, True)
+        if fate.doom is Doom.LOST:
+            self._schedule(state.now_ms + fate.delay_ms, lambda: self._vanish(algo))
         return algo
+
+    def vanish_all(self, symbol: int | None) -> None:
+        """What rests is gone without a word: of one symbol, or all."""
+        for mine in self._state.open_algos:
+            for algo in [a for a in mine.values() if symbol in (None, a.symbol)]:
+                self._vanish(algo)
+
+    def _vanish(self, algo: AlgoOrder) -> None:
+        if algo.status is AlgoStatus.NEW:
+            algo_step(algo, AlgoEvent.VANISH)
+            algo.lost = True
+            self._state.keep_algo(algo)
 
     def _check_position(self, account: AccountState, entry: AlgoEntry) -> None:
         """What may stand only beside a position, and only once a direction."""
@@ -90,14 +130,14 @@ class AlgoService:
 
     def find(self, account: AccountState, algo_id: int, client_id: str) -> AlgoOrder | None:
         algo = self._state.algos.get(algo_id or self._state.algos_by_client[account.index].get(client_id, 0))
-        return algo if algo is not None and algo.account == account.index else None
+        return algo if algo is not None and algo.account == account.index and not algo.lost else None
 
     def cancel(self, account: AccountState, algo_id: int, client_id: str) -> AlgoOrder:
         algo = self.find(account, algo_id, client_id)
         if algo is None or not algo.open:
             raise ApiError(-2011)
         if algo.status is AlgoStatus.TRIGGERING:
-            raise ApiError(-4117)
+            raise ApiError(-2011 if algo.id in self._stuck else -4117)
         self._execution.end_algo(algo, AlgoEvent.CANCEL)
         return algo
 
@@ -164,6 +204,13 @@ class AlgoService:
     def _spawn(self, algo: AlgoOrder) -> None:
         """The order behind a triggered algo order reaches the book."""
         if algo.status is not AlgoStatus.TRIGGERING:
+            return
+        fate = self.fate(algo, False)
+        if fate.doom is Doom.STUCK:
+            self._stuck.add(algo.id)
+            return
+        if fate.doom is Doom.REJECTED:
+            self._execution.end_algo(algo, AlgoEvent.REJECT, fate.reason)
             return
         if not self._state.quotes.seen(algo.symbol):
             self._schedule(self._state.now_ms + UNSEEN_RETRY_MS, lambda: self._spawn(algo))

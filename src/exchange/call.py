@@ -23,18 +23,27 @@ class Security(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request that has passed its security check. ``sent_ms`` and ``window_ms``: its timestamp and recvWindow, 0 if unsigned."""
+    """A request that has passed its security check. ``sent_ms`` and ``window_ms``: its timestamp and recvWindow, 0 if unsigned.
+
+    ``lag_ms``: how old what it reads is, by a fault.
+    """
 
     venue: Venue
     params: Params
     account_index: int = -1
     sent_ms: int = 0
     window_ms: int = 0
+    lag_ms: int = 0
 
     @property
     def account(self) -> AccountState:
         assert self.account_index >= 0, "only a request with a key has an account"
         return self.venue.state.accounts[self.account_index]
+
+    @property
+    def read_ms(self) -> int:
+        """The moment as of which it reads orders."""
+        return self.venue.state.now_ms - self.lag_ms
 
     def check_engine_window(self) -> None:
         """-5028 when the request is too old by the time it reaches the book."""

@@ -7,7 +7,9 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 
 try:
     import uvloop
@@ -16,8 +18,9 @@ except ImportError:
 
 from src.clock import SPEED_MAX
 from src.error_handler import AegisError, failure, setup_logging
+from src.exchange.faults import Rule, parse_rule, read_rules
 from src.exchange.market import KINDS
-from src.exchange.options import DEFAULT_ACCOUNT, Account, ExchangeOptions, VenueUrls
+from src.exchange.options import DEFAULT_ACCOUNT, Account, ExchangeOptions, Limits, VenueUrls
 from src.exchange.server import Ready, serve
 
 
@@ -51,6 +54,33 @@ def _speed(text: str) -> float:
     return speed
 
 
+def _fault(text: str) -> Rule:
+    try:
+        return parse_rule(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no fault: {error}") from None
+
+
+def _fault_file(name: str) -> tuple[Rule, ...]:
+    try:
+        return read_rules(Path(name).read_bytes())
+    except (OSError, AegisError) as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error}") from None
+
+
+def _limit(text: str) -> tuple[str, float]:
+    """A name of :class:`Limits` with a value of its type."""
+    name, _, value = text.partition("=")
+    kinds: dict[str, type[float]] = {name: type(default) for name, default in asdict(Limits()).items()}
+    try:
+        number = kinds[name](value)
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, with a name of {', '.join(kinds)}") from None
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is negative")
+    return name, number
+
+
 def _whole(least: int, most: int) -> type[int]:
     def parse(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) <= most:
@@ -77,6 +107,10 @@ def options_of(argv: list[str]) -> ExchangeOptions:
     parser.add_argument("--market-url", default="", help="its /market streams, such as wss://fstream.binance.com/market")
     parser.add_argument("--public-url", default="", help="its /public streams")
     parser.add_argument("--control", action="store_true", help="open /control for tests")
+    parser.add_argument("--fault", type=_fault, action="append", default=[], help="KIND,name=value,… as docs/exchange.md lists them")
+    parser.add_argument("--faults", type=_fault_file, default=(), help="a JSON file with a list of faults")
+    parser.add_argument("--chaos", type=_whole(0, 2**63), help="a seed: something goes wrong about every 20 seconds")
+    parser.add_argument("--limit", type=_limit, action="append", default=[], help="NAME=VALUE, a limit of the venue, such as connection_life_s=60")
     given = parser.parse_args(argv)
     if given.market == "replay" and not given.path:
         parser.error("--market replay needs --path")
@@ -88,7 +122,8 @@ def options_of(argv: list[str]) -> ExchangeOptions:
         port=given.port, market=given.market, symbols=tuple(s for s in given.symbols.upper().split(",") if s), seed=given.seed,
         path=given.path, start=given.start, venue=venue,
         speed=given.speed, latency_ms=given.latency_ms, accounts=accounts,
-        books_dir=given.books, control=given.control,
+        books_dir=given.books, control=given.control, faults=(*given.faults, *given.fault), chaos=given.chaos,
+        limits=replace(Limits(), **dict(given.limit)),
     )  # fmt: skip
 
 

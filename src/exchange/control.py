@@ -9,19 +9,22 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from src.exchange.faults import Kind, Rule
+from src.exchange.faults import Rule
+from src.exchange.mishaps import Mishaps
 from src.exchange.state import Standing
-from src.exchange.streams import MARKET, PRIVATE, PUBLIC, Streams
+from src.exchange.streams import MARKET, PUBLIC, Streams
 from src.exchange.venue import Venue
 
 PREFIX = "/control/"
 COPIES_MAX = 100
+CHAOS_EVERY_S = 20.0
 
 
 class Control:
     """Answers requests under /control. A body that makes no sense is answered 400 with the reason."""
 
-    def __init__(self, venue: Venue, streams: Streams) -> None:
+    def __init__(self, venue: Venue, streams: Streams, mishaps: Mishaps) -> None:
+        self._mishaps = mishaps
         self._venue = venue
         self._streams = streams
 
@@ -30,7 +33,7 @@ class Control:
         try:
             body = msgspec.json.decode(await request.read() or b"{}", type=dict[str, Any])
             value = self._act(request.method, action, body)
-        except (msgspec.DecodeError, KeyError, ValueError, InvalidOperation) as error:
+        except (msgspec.ValidationError, msgspec.DecodeError, KeyError, ValueError, InvalidOperation) as error:
             return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
         return web.Response(body=msgspec.json.encode(value), content_type="application/json")
 
@@ -44,7 +47,8 @@ class Control:
             case "POST", "drop_streams":
                 return {"dropped": self._streams.cut_all()}
             case "POST", "mute":
-                return self._mute(str(body["route"]), bool(body["on"]))
+                self._mishaps.mute(str(body["route"]), bool(body["on"]))
+                return {"muted": sorted(self._streams.muted)}
             case "POST", "mute_stream":
                 self._streams.channels[str(body["stream"])].copies = 0
                 return {}
@@ -62,11 +66,15 @@ class Control:
                 self._venue.latency_ms = max(0, int(body["latency_ms"]))
                 return {"latency_ms": self._venue.latency_ms}
             case "POST", "fault":
-                kind = Kind(str(body["kind"]))
-                self._venue.faults.add(Rule(str(body.get("door", "*")), kind, max(1, int(body.get("count", 1))), float(body.get("delay_s", 0))))
+                self._mishaps.order(msgspec.convert(body, Rule, strict=False))
                 return {"left": self._venue.faults.left}
+            case "GET", "faults":
+                return self._mishaps.told()
+            case "POST", "chaos":
+                self._mishaps.chaos(int(body["seed"]), float(body.get("every_s", CHAOS_EVERY_S)))
+                return {}
             case "POST", "clear_faults":
-                self._venue.faults.clear()
+                self._mishaps.clear()
                 return {}
             case "POST", "expire_listen_keys":
                 self._venue.listen_keys.age()
@@ -88,20 +96,9 @@ class Control:
         state = self._venue.state
         index = state.index[symbol]
         was = state.standings[index]
-        now = state.standings[index] = Standing(str(body.get("status", was.status)), int(body.get("delivery_ms", was.delivery_ms)))
-        channel = self._streams.channels.get("!contractInfo")
-        if channel is not None:
-            event = {"e": "contractInfo", "E": self._venue.now_ms(), "s": symbol, "ps": symbol, "ct": "PERPETUAL", "dt": now.delivery_ms,
-                     "ot": state.specs[index].onboard_ms, "cs": now.status, "st": 1}  # fmt: skip
-            channel.publish(msgspec.json.encode(event))
-            self._streams.flush()
+        now = Standing(str(body.get("status", was.status)), int(body.get("delivery_ms", was.delivery_ms)))
+        self._venue.at_once(lambda: state.stand(index, now))
         return {"symbol": symbol, "status": now.status, "delivery_ms": now.delivery_ms}
-
-    def _mute(self, route: str, on: bool) -> dict[str, Any]:
-        if route not in (MARKET, PUBLIC, PRIVATE):
-            raise ValueError(f"no route {route!r}")
-        (self._streams.muted.add if on else self._streams.muted.discard)(route)
-        return {"muted": sorted(self._streams.muted)}
 
 
 def _market_route(body: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from src.exchange.state import State, UserEvent
 
 SECOND_MS = 1000
 NEVER = 1 << 62
+CRASH_STEPS = 10
 
 
 class Answer(NamedTuple):
@@ -109,7 +110,9 @@ class Core:
     def advance(self, now_ms: int) -> Outcome:
         """Let the market run to ``now_ms`` (excluded) and everything due by then (included) happen."""
         trades = self.market.trades(self.now_ms, now_ms) if now_ms > self.now_ms else self.market.trades(now_ms, now_ms)
-        times = trades["time_ms"]
+        if self.state.closed:
+            trades = trades[~np.isin(trades["symbol"], list(self.state.closed))]
+        times, jumped = trades["time_ms"], len(self.market.jumps)
         done = 0
         while True:
             countdown = self.settlement.next_countdown_ms
@@ -124,6 +127,8 @@ class Core:
                 self.settlement.run_countdowns()
             elif self.next_due_ms <= stop:
                 self._run_due()
+                if len(self.market.jumps) > jumped:
+                    trades, jumped = self.market.catch_up(trades, jumped), len(self.market.jumps)
             elif self._next_second <= stop:
                 self._second()
             else:
@@ -195,6 +200,21 @@ class Core:
         self.algo.on_price(symbol, "CONTRACT_PRICE", top.last_price(symbol))
         self.algo.on_price(symbol, "MARK_PRICE", top.mark(symbol))
         self.settlement.check_margins()
+
+    def part_of_price(self, symbol: int, size: float) -> int:
+        """That part of the last price in ticks; a fall leaves two ticks."""
+        last = int(self.state.quotes.last[symbol])
+        return max(round(last * size), 2 - last)
+
+    def crash(self, symbol: int, size: float, span_ms: int) -> None:
+        """The price moves by that part of itself within a fifth of the span, stays there for two, and is back at the end of it."""
+        whole = self.part_of_price(symbol, size)
+        for part in range(CRASH_STEPS):
+            ticks = whole * (part + 1) // CRASH_STEPS - whole * part // CRASH_STEPS
+            fall_ms = self.now_ms + span_ms * part // (5 * CRASH_STEPS)
+            rise_ms = self.now_ms + span_ms * 3 // 5 + span_ms * 2 * (part + 1) // (5 * CRASH_STEPS)
+            self._later(fall_ms, lambda ticks=ticks: self.jump(symbol, ticks))  # type: ignore[misc]
+            self._later(rise_ms, lambda ticks=ticks: self.jump(symbol, -ticks))  # type: ignore[misc]
 
     def books(self) -> dict[str, Any]:
         """Every account's ledger as exact decimal strings, for tests that compare ledgers."""

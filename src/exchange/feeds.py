@@ -44,6 +44,8 @@ class Feeds:
         self._klines: list[_Kline] = []
         self._tops: dict[int, tuple[int, ...]] = {}
         self._touched: set[int] = set()
+        self._stood = self._state.stood
+        self._standings = list(self._state.standings)
 
     # ------------------------------------------------------------------ audience
 
@@ -56,6 +58,8 @@ class Feeds:
     def market(self, trades: NDArray[np.void]) -> None:
         if self._seen != self._streams.changed:
             self._index()
+        if self._stood != self._state.stood:
+            self._contracts()
         if not self._streams.channels:
             return
         if len(trades):
@@ -68,6 +72,16 @@ class Feeds:
         for kline in self._klines:
             if MARKET not in muted:
                 self._kline(kline, now, wall)
+
+    def _contracts(self) -> None:
+        """Tell of contracts whose status or delivery has changed."""
+        channel = self._streams.channels.get("!contractInfo")
+        for spec, was, now in zip(self._state.specs, self._standings, self._state.standings, strict=True):
+            if channel is not None and MARKET not in self._streams.muted and was != now:
+                event = {"e": "contractInfo", "E": self._state.now_ms, "s": spec.symbol, "ps": spec.symbol, "ct": "PERPETUAL",
+                         "dt": now.delivery_ms, "ot": spec.onboard_ms, "cs": now.status, "st": 1}  # fmt: skip
+                channel.publish(msgspec.json.encode(event))
+        self._stood, self._standings = self._state.stood, list(self._state.standings)
 
     # ------------------------------------------------------------------ what is subscribed
 

@@ -44,20 +44,24 @@ class JumpingMarket:
         return self._source.marks()
 
     def trades(self, from_ms: int, to_ms: int) -> NDArray[np.void]:
-        rows = self._source.trades(from_ms, to_ms)
-        return self._shift(rows, rows["symbol"]) if self.jumps and len(rows) else rows
+        return self.catch_up(self._source.trades(from_ms, to_ms), 0)
+
+    def catch_up(self, rows: NDArray[np.void], since: int) -> NDArray[np.void]:
+        """Rows that were handed out when there were ``since`` jumps, with the later ones in them too."""
+        return self._shift(rows, rows["symbol"], since) if len(self.jumps) > since and len(rows) else rows
 
     def agg_trades(self, symbol_index: int, *, from_ms: int | None = None, to_ms: int | None = None, from_id: int | None = None,
                    limit: int = 500) -> NDArray[np.void]:  # fmt: skip
         rows = self._source.agg_trades(symbol_index, from_ms=from_ms, to_ms=to_ms, from_id=from_id, limit=limit)
-        return self._shift(rows, rows["symbol"]) if self.jumps and len(rows) else rows
+        return self.catch_up(rows, 0)
 
-    def _shift(self, rows: NDArray[np.void], symbols: NDArray[np.uint16]) -> NDArray[np.void]:
+    def _shift(self, rows: NDArray[np.void], symbols: NDArray[np.uint16], since: int) -> NDArray[np.void]:
         rows = rows.copy()
-        for symbol, at_ms, ticks in self.jumps:
+        for symbol, at_ms, ticks in self.jumps[since:]:
             later = (symbols == symbol) & (rows["time_ms"] >= at_ms)
             for name in ("price", "bid", "ask"):
-                rows[name][later] = np.maximum(1, rows[name][later] + ticks)
+                seen = later & (rows[name] > 0)  # a side that nobody sees stays unseen
+                rows[name][seen] = np.maximum(1, rows[name][seen] + ticks)
         return rows
 
     def klines(self, symbol_index: int, interval_ms: int, from_ms: int, to_ms: int, now_ms: int) -> NDArray[np.void]:

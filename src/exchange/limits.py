@@ -65,6 +65,13 @@ class Limiter:
         left = self._banned_until_wall_ms - wall_ms
         return ApiError(-1003, msg=BANNED_TEXT.format(market_ms + int(left * speed)), status=418, retry_after_s=left // 1000 + 1)
 
+    def ban(self, wall_ms: int, span_ms: int) -> None:
+        """A ban that nobody has earned, for tests."""
+        self._banned_until_wall_ms = wall_ms + span_ms
+
+    def pardon(self) -> None:
+        self._banned_until_wall_ms = self._strikes = 0
+
     def used_weight(self, wall_ms: int) -> int:
         self._weight.roll(wall_ms)
         return self._weight.count

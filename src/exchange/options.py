@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from src.exchange.faults import Rule
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -68,6 +70,7 @@ class ExchangeOptions:
     """Everything ``serve`` needs. ``port`` 0 takes a free one. ``symbols`` empty leaves the choice to the market source.
 
     ``start``: where live trading begins in a recording, in its own UTC time. ``venue``: for market ``binance``, whose speed is 1.
+    ``faults``: what goes wrong from the start on; ``chaos`` seeds a sequence of more.
     """
 
     host: str = "127.0.0.1"
@@ -83,6 +86,8 @@ class ExchangeOptions:
     accounts: tuple[Account, ...] = (DEFAULT_ACCOUNT,)
     books_dir: str | None = None
     control: bool = False
+    faults: tuple[Rule, ...] = ()
+    chaos: int | None = None
     trigger_latency_ms: int = 10
     maker_fee: Decimal = Decimal("0.0002")
     taker_fee: Decimal = Decimal("0.0005")

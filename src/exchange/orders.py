@@ -93,6 +93,7 @@ class AlgoEvent(StrEnum):
     CANCEL = "CANCEL"
     EXPIRE = "EXPIRE"
     REJECT = "REJECT"
+    VANISH = "VANISH"
 
 
 ALGO_LIFE: dict[tuple[AlgoStatus, AlgoEvent], AlgoStatus] = {
@@ -100,6 +101,7 @@ ALGO_LIFE: dict[tuple[AlgoStatus, AlgoEvent], AlgoStatus] = {
     (AlgoStatus.NEW, AlgoEvent.TRIGGER): AlgoStatus.TRIGGERING,
     (AlgoStatus.NEW, AlgoEvent.CANCEL): AlgoStatus.CANCELED,
     (AlgoStatus.NEW, AlgoEvent.EXPIRE): AlgoStatus.EXPIRED,
+    (AlgoStatus.NEW, AlgoEvent.VANISH): AlgoStatus.CANCELED,  # by a fault: nobody is told, and nobody finds it any more
     (AlgoStatus.TRIGGERING, AlgoEvent.SPAWN): AlgoStatus.TRIGGERED,
     (AlgoStatus.TRIGGERING, AlgoEvent.REJECT): AlgoStatus.REJECTED,
     (AlgoStatus.TRIGGERING, AlgoEvent.EXPIRE): AlgoStatus.EXPIRED,  # the position closed between trigger and book
@@ -190,6 +192,7 @@ class AlgoOrder(msgspec.Struct, kw_only=True, omit_defaults=True):
     trigger_ms: int = 0
     order_id: int = 0
     reason: str = ""
+    lost: bool = False
 
     @property
     def family(self) -> str:

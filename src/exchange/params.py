@@ -53,6 +53,10 @@ class Params:
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
+    def raw(self, name: str) -> str:
+        """What was sent, unchecked; empty where nothing was."""
+        return self._values.get(name, "")
+
     def get(self, name: str) -> str | None:
         value = self._values.get(name)
         if value == "":

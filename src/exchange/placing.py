@@ -39,6 +39,8 @@ class Placing:
     def place(self, account: AccountState, entry: OrderEntry, algo: AlgoOrder | None = None, *, dry: bool = False) -> Order:
         """An order arrives at the book: it is refused (ApiError, nothing has happened), or an order row with all its consequences."""
         state, spec = self._state, self._state.specs[entry.symbol]
+        if entry.symbol in state.closed:
+            raise ApiError(-4141)
         if not state.quotes.known(entry.symbol):
             raise ApiError(-4131)
         if not state.quotes.seen(entry.symbol):

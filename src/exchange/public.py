@@ -29,7 +29,7 @@ def ping(_call: Call) -> dict[str, Any]:
 
 
 def server_time(call: Call) -> dict[str, int]:
-    return {"serverTime": call.venue.now_ms()}
+    return {"serverTime": call.venue.told_ms()}
 
 
 def exchange_info(call: Call) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from src.exchange import account_ops, public, trading
 from src.exchange.auth import check_time, signed_part
 from src.exchange.call import Call, Endpoint, Security
 from src.exchange.errors import ApiError
-from src.exchange.faults import UNKNOWN_TEXT, Reset, Silence, carried_out
+from src.exchange.faults import UNKNOWN_TEXT, Page, Reset, Silence, Spoiled, carried_out
+from src.exchange.garble import spoiled
 from src.exchange.params import Params, parse_pairs
 from src.exchange.venue import Venue
 
@@ -107,7 +108,7 @@ class Rest:
         if endpoint is None:
             return web.Response(status=404, text="<html><body><h2>404 Not found</h2></body></html>", content_type="text/html")
         headers = {"x-sim-clock": self._clock_header}
-        account, status, value = -1, 0, None
+        account, status, value, text = -1, 0, None, None
         try:
             body = (await request.read()).decode("utf-8", "surrogateescape")
             account, value = await self._answer(endpoint, door, request.headers.get("X-MBX-APIKEY", ""), query=query, body=body)
@@ -118,6 +119,10 @@ class Rest:
                 headers["Retry-After"] = str(refusal.retry_after_s)
         except web.HTTPException:
             raise
+        except Page as page:
+            return web.Response(status=page.status, text=f"<html><body><h1>{page.status}</h1></body></html>", content_type="text/html")
+        except Spoiled as answer:
+            status, text = 200, spoiled(answer.kind, msgspec.json.encode(answer.value))
         except Silence:
             await asyncio.Event().wait()
         except Reset:
@@ -131,7 +136,7 @@ class Rest:
         if endpoint.orders is not None and account >= 0:
             short, long = self._venue.limiter.order_counts(account, self._venue.wall_ms())
             headers |= {"x-mbx-order-count-10s": str(short), "x-mbx-order-count-1m": str(long)}
-        return web.Response(body=msgspec.json.encode(value), status=status or 503, headers=headers | _JSON)
+        return web.Response(body=text or msgspec.json.encode(value), status=status or 503, headers=headers | _JSON)
 
     async def _answer(self, endpoint: Endpoint, door: str, key: str, *, query: str, body: str) -> tuple[int, Any]:
         venue, wall = self._venue, self._venue.wall_ms()
@@ -146,9 +151,9 @@ class Rest:
             payload, signature = signed_part(query, body)
             if not signature:
                 raise ApiError(-1102, "signature")
-            sent, window = check_time(params, venue.now_ms(), venue.clock.speed)
+            sent, window = check_time(params, venue.told_ms(), venue.clock.speed)
             venue.keyring.verify(key, payload, signature)
         if endpoint.orders is not None:
             venue.limiter.count_orders(account, wall, *endpoint.orders)
-        call = Call(venue, params, account, sent, window)
-        return account, await carried_out(venue.faults, door, lambda: endpoint.operation(call))
+        call = Call(venue, params, account, sent - venue.skew_ms if sent else 0, window, venue.lag_ms(door))
+        return account, await carried_out(venue.faults, door, params, lambda: endpoint.operation(call))

@@ -22,6 +22,7 @@ from src.exchange.core import Core
 from src.exchange.feeds import Feeds
 from src.exchange.jumps import JumpingMarket
 from src.exchange.market import Market, open_market
+from src.exchange.mishaps import Mishaps
 from src.exchange.options import ExchangeOptions
 from src.exchange.rest import BODY_MAX, Rest
 from src.exchange.rest import PREFIX as REST_PREFIX
@@ -98,13 +99,16 @@ class Server:
         self._feeds = Feeds(venue, self.streams)
         self._rest = Rest(venue)
         self._ws_api = WsApi(venue)
-        self._control = Control(venue, self.streams) if venue.options.control else None
+        self.mishaps = Mishaps(venue, self.streams)
+        self._control = Control(venue, self.streams, self.mishaps) if venue.options.control else None
         venue.listen(self._feeds)
         self.app = web.Application(client_max_size=BODY_MAX)
         self.app.router.add_route("*", "/{path:.*}", self._route)
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
-        path = request.raw_path.partition("?")[0]
+        path, shut = request.raw_path.partition("?")[0], self._venue.shut
+        if shut is not None and not path.startswith(CONTROL_PREFIX):
+            return web.Response(status=shut.status, body=shut.body, content_type=shut.content_type)
         if path.startswith(REST_PREFIX):
             return await self._rest.handle(request)
         if path == ws_api.PATH:
@@ -171,6 +175,7 @@ async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], 
         port = runner.addresses[0][1]
         venue.on_failure = stop.set
         venue.start()
+        server.mishaps.start()
         tasks.append(asyncio.create_task(server.chores()))
         if watch is not None:
             tasks.append(asyncio.create_task(watch.run()))
@@ -185,6 +190,7 @@ async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], 
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        server.mishaps.clear()
         venue.stop()
         await server.close()
         await runner.cleanup()

@@ -1,4 +1,4 @@
-"""What the venue does by itself once a market second: funding, liquidation, expiry of dated orders, the countdown of cancel-all.
+"""What the venue does by itself once a market second: funding, liquidation, delivery, expiry of dated orders, the countdown of cancel-all.
 
 Liquidation: when a margin balance is at or below its maintenance margin on mark, open orders go (reason 5), the positions concerned are
 closed at mark price by an order whose client id begins with ``autoclose-``, the liquidation fee is taken as far as there is money left,
@@ -13,9 +13,9 @@ from src.exchange import events
 from src.exchange.execution import Execution, closing_side
 from src.exchange.ledger import AccountState, Position, book_fill, book_funding
 from src.exchange.margin import maintenance
-from src.exchange.orders import ZERO, Fill, Order, OrderEvent, q8, step
+from src.exchange.orders import ZERO, AlgoEvent, Fill, Order, OrderEvent, q8, step
 from src.exchange.quotes import HOUR_MS
-from src.exchange.state import State
+from src.exchange.state import CLOSED, Standing, State
 
 
 class Settlement:
@@ -29,6 +29,8 @@ class Settlement:
     def second(self) -> None:
         """A market second has passed, marks are fresh."""
         self._expire_dated()
+        for symbol in [s for s in self._state.leaving if self._state.standings[s].delivery_ms <= self._state.now_ms]:
+            self._deliver(symbol)
         if self._state.now_ms % HOUR_MS == 0:
             self._fund()
         self.check_margins()
@@ -63,6 +65,21 @@ class Settlement:
         for mine in self._state.open_orders:
             for order in [o for o in mine.values() if o.gtd_ms and o.gtd_ms <= self._state.now_ms]:
                 self._execution.expire(order, 0)
+
+    # ------------------------------------------------------------------ delivery
+
+    def _deliver(self, symbol: int) -> None:
+        """A contract ends: its orders expire, positions are settled at mark, nothing trades any more."""
+        state = self._state
+        for account in state.accounts:
+            for order in list(state.orders_of(account.index, symbol)):
+                self._execution.expire(order, 7)
+            for algo in [a for a in state.open_algos[account.index].values() if a.symbol == symbol]:
+                self._execution.end_algo(algo, AlgoEvent.EXPIRE)
+            for position in [p for p in account.live_positions() if p.symbol == symbol]:
+                self._autoclose(account, position, "settlement_autoclose-")
+        state.stand(symbol, Standing(CLOSED, state.standings[symbol].delivery_ms))
+        state.leaving.discard(symbol)
 
     # ------------------------------------------------------------------ funding
 
@@ -127,14 +144,14 @@ class Settlement:
         state.touch(account)
         state.say(account.index, events.account_update(state, account, "INSURANCE_CLEAR", [], change=amount))
 
-    def _autoclose(self, account: AccountState, position: Position) -> tuple[Decimal, Decimal]:
+    def _autoclose(self, account: AccountState, position: Position, prefix: str = "autoclose-") -> tuple[Decimal, Decimal]:
         """Close one position at mark (on the tick); returns realised result and notional. No commission is charged."""
         state, spec = self._state, self._state.specs[position.symbol]
         side, qty = closing_side(position), abs(position.qty)
         price = max(spec.tick, state.quotes.mark(position.symbol) // spec.tick * spec.tick)
         order = Order(
             id=state.ids.next("order"), account=account.index, symbol=position.symbol,
-            client_id=f"autoclose-{state.ids.order}",
+            client_id=f"{prefix}{state.ids.order}",
             side=side, type="LIQUIDATION", position_side=position.side, tif="IOC", price=price, qty=qty, ticks=int(price / spec.tick),
             created_ms=state.now_ms, updated_ms=state.now_ms, orig_type="LIMIT", stp="NONE",
         )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from collections import deque
 from collections.abc import AsyncIterator
 
 from aiohttp import WSMsgType, web
@@ -38,6 +39,9 @@ class Connection:
         self._socket = web.WebSocketResponse(autoping=False, compress=False, max_msg_size=MESSAGE_MAX, timeout=1.0)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
+        self.lag_s = 0.0
+        """What is sent arrives this much later, in order; for tests."""
+        self._late: deque[tuple[float, bytes]] = deque()
         self._window_ns = 0
         self._messages = 0
         self._pong_ns = monotonic_ns()
@@ -67,6 +71,25 @@ class Connection:
             return
         data = b"".join(self._out)
         self._out.clear()
+        if self.lag_s or self._late:
+            self._send_late(data)
+        else:
+            self._write(data)
+
+    def _send_late(self, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        self._late.append((loop.time() + self.lag_s, data))
+        if len(self._late) == 1:
+            loop.call_at(self._late[0][0], self._catch_up)
+
+    def _catch_up(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._late and self._late[0][0] <= loop.time() + 1e-3:
+            self._write(self._late.popleft()[1])
+        if self._late:
+            loop.call_at(self._late[0][0], self._catch_up)
+
+    def _write(self, data: bytes) -> None:
         if self._transport is None or self.closed:
             return
         if self._transport.get_write_buffer_size() > self._limits.send_buffer_bytes:

@@ -23,11 +23,15 @@ FIRST_TRADE_ID = 7_000_000_000
 FIRST_TRAN_ID = 9_689_000_000_000
 
 
+FAR_MS = 4_133_404_800_000
+CLOSED = "CLOSE"
+
+
 class Standing(NamedTuple):
     """What exchangeInfo says of a contract's life. ``delivery_ms``: when it ends; moved closer, it announces a delisting."""
 
     status: str = "TRADING"
-    delivery_ms: int = 4_133_404_800_000
+    delivery_ms: int = FAR_MS
 
 
 class UserEvent(NamedTuple):
@@ -80,6 +84,9 @@ class State:
         self.index = {s.symbol: i for i, s in enumerate(specs)}
         self.now_ms = now_ms
         self.standings = [Standing() for _ in specs]
+        self.stood = 0
+        self.leaving: set[int] = set()
+        self.closed: set[int] = set()
         self.quotes = Quotes(specs)
         self.accounts: list[AccountState] = []
         self.orders: dict[int, Order] = {}
@@ -97,6 +104,13 @@ class State:
         self.changes = Changes()
         for i, _ in enumerate(options.accounts):
             self.add_account(AccountState(index=i, wallet=Wallet(), leverage_default=options.leverage_default, settings={}, positions={}))
+
+    def stand(self, symbol: int, standing: Standing) -> None:
+        """A contract's status or delivery changes; ``stood`` counts these."""
+        self.standings[symbol] = standing
+        self.stood += 1
+        (self.leaving.add if standing.delivery_ms < FAR_MS else self.leaving.discard)(symbol)
+        (self.closed.add if standing.status == CLOSED else self.closed.discard)(symbol)
 
     def add_account(self, account: AccountState) -> None:
         assert account.index == len(self.accounts)

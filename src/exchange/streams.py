@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
 
-from src.exchange.faults import Kind
+from src.clock import seeded
+from src.exchange.faults import FRAMES, Kind
+from src.exchange.garble import frames_of
 from src.exchange.options import Limits
 from src.exchange.sockets import Connection, frame
 from src.exchange.state import UserEvent
@@ -26,13 +29,19 @@ _PATH = re.compile(r"(?:/(public|market|private))?/(ws|stream)(?:/(.*))?")
 LIST_MAX = 10_000
 
 
+def route_of(name: str) -> str:
+    """The route that a market stream's name belongs to."""
+    return PUBLIC if _PUBLIC_NAME.fullmatch(name) is not None else MARKET
+
+
 class Channel:
     """One stream name and who listens, by mode of framing. ``copies``: so often is every frame sent; 0 is a mute stream."""
 
-    __slots__ = ("_head", "combined", "copies", "name", "raw")
+    __slots__ = ("_head", "combined", "copies", "name", "raw", "spoil")
 
     def __init__(self, name: str, copies: int = 1) -> None:
         self.name = name
+        self.spoil: Callable[[Channel, bytes], None] | None = None
         self.copies = copies
         self.raw: dict[Connection, None] = {}
         self.combined: dict[Connection, None] = {}
@@ -42,7 +51,14 @@ class Channel:
         return bool(self.raw or self.combined)
 
     def publish(self, payload: bytes) -> None:
-        """Send one payload, framed once for each mode."""
+        """Send one payload, or what a fault makes of it."""
+        if self.spoil is not None:
+            self.spoil(self, payload)
+        else:
+            self.send(payload)
+
+    def send(self, payload: bytes) -> None:
+        """Framed once for each mode."""
         if self.raw:
             whole = frame(payload) * self.copies
             for connection in self.raw:
@@ -80,6 +96,9 @@ class Streams:
         self.channels: dict[str, Channel] = {}
         self.listeners: dict[Connection, Listener] = {}
         self.muted: set[str] = set()
+        self._mute_names: set[str] = set()
+        self._lag_s = {PUBLIC: 0.0, MARKET: 0.0, PRIVATE: 0.0, UNROUTED: 0.0}
+        self._chance: dict[int, Any] = {}
         self.copies = {PUBLIC: 1, MARKET: 1}
         self.changed = 0
 
@@ -97,6 +116,7 @@ class Streams:
         connection = Connection(self._limits)
         response = await connection.open(request)
         listener = Listener(connection, match[1] or UNROUTED, match[2] == "stream")
+        connection.lag_s = self._lag_s[listener.route]
         self.listeners[connection] = listener
         try:
             if self._open_names(listener, match[3] or "", query):
@@ -150,7 +170,8 @@ class Streams:
             return
         channel = self.channels.get(name)
         if channel is None:
-            channel = self.channels[name] = Channel(name, self.copies[PUBLIC if is_public else MARKET])
+            channel = self.channels[name] = Channel(name, 0 if name in self._mute_names else self.copies[PUBLIC if is_public else MARKET])
+            self._respoil(channel)
         (channel.combined if listener.combined else channel.raw)[listener.connection] = None
         self.changed += 1
 
@@ -241,23 +262,32 @@ class Streams:
         private = [x for x in self.listeners.values() if x.keys]
         if not private or PRIVATE in self.muted:
             return
+        faults = self._venue.faults
+        if faults and len(events) > 1 and (rule := faults.take((PRIVATE, "*"), (Kind.REORDER,))) is not None:
+            events = self._reordered(events, self._chance.setdefault(rule.seed, seeded(rule.seed)))
         for event in events:
             key = self._venue.listen_keys.key(event.account)
             if key is None:
                 continue
-            rule = self._venue.faults.take(event.name, streams=True)
-            if rule is not None and rule.kind is Kind.DROP:
-                continue
+            rule = faults.take((event.name, PRIVATE, "*"), FRAMES) if faults else None
             payload = msgspec.json.encode(event.payload)
-            copies = 2 if rule is not None and rule.kind is Kind.DUPLICATE else 1
+            payloads = [payload] if rule is None else frames_of(rule.kind, payload, self._venue.now_ms())
             for listener in private:
                 wanted = listener.keys.get(key, ())
                 if wanted is None or event.name in wanted:
-                    for _ in range(copies):
+                    for one in payloads:
                         if rule is not None and rule.kind is Kind.DELAY:
-                            asyncio.get_running_loop().call_later(rule.delay_s, self._send_late, listener, key, payload)
+                            asyncio.get_running_loop().call_later(rule.delay_s, self._send_late, listener, key, one)
                         else:
-                            self._send_private(listener, key, payload)
+                            self._send_private(listener, key, one)
+
+    @staticmethod
+    def _reordered(events: list[UserEvent], chance: Any) -> list[UserEvent]:
+        """Types overtake each other; within a type the order is the venue's promise, and stays."""
+        names = [event.name for event in events]
+        chance.shuffle(names)
+        queues = {name: iter([event for event in events if event.name == name]) for name in names}
+        return [next(queues[name]) for name in names]
 
     def _send_late(self, listener: Listener, key: str, payload: bytes) -> None:
         self._send_private(listener, key, payload)
@@ -279,6 +309,44 @@ class Streams:
         if listener.combined:
             payload = b'{"stream":"' + key.encode() + b'","data":' + payload + b"}"
         listener.connection.send(frame(payload))
+
+    # ------------------------------------------------------------------ faults
+
+    def respoil(self) -> None:
+        """The faults have changed: which channels do they concern?"""
+        for channel in self.channels.values():
+            self._respoil(channel)
+
+    def _respoil(self, channel: Channel) -> None:
+        channel.spoil = self._spoil if self._venue.faults.wanted(FRAMES, (channel.name, route_of(channel.name))) else None
+
+    def _spoil(self, channel: Channel, payload: bytes) -> None:
+        rule = self._venue.faults.take((channel.name, route_of(channel.name)), FRAMES)
+        if rule is not None and rule.kind is Kind.DELAY:
+            asyncio.get_running_loop().call_later(rule.delay_s, self._publish_late, channel, payload)
+            return
+        for one in [payload] if rule is None else frames_of(rule.kind, payload, self._venue.now_ms()):
+            channel.send(one)
+
+    def _publish_late(self, channel: Channel, payload: bytes) -> None:
+        channel.send(payload)
+        self.flush()
+
+    def mute(self, routes: set[str], names: set[str]) -> None:
+        """These routes and streams are silent from now on, and all others speak."""
+        self.muted = routes
+        for channel in self.channels.values():
+            if channel.name in names:
+                channel.copies = 0
+            elif channel.name in self._mute_names:
+                channel.copies = self.copies[route_of(channel.name)]
+        self._mute_names = names
+
+    def slow(self, lag_s: dict[str, float]) -> None:
+        """Whatever a route sends arrives that much later from now on."""
+        self._lag_s |= lag_s | {UNROUTED: lag_s[PUBLIC]}
+        for connection, listener in self.listeners.items():
+            connection.lag_s = self._lag_s[listener.route]
 
     # ------------------------------------------------------------------ all of them
 
@@ -302,12 +370,12 @@ class Streams:
         """Every frame of a route comes so many times from now on."""
         self.copies[route] = copies
         for channel in self.channels.values():
-            if channel.copies and (_PUBLIC_NAME.fullmatch(channel.name) is not None) == (route == PUBLIC):
+            if channel.copies and route_of(channel.name) == route:
                 channel.copies = copies
 
-    def cut_all(self) -> int:
-        """Drop every stream connection; how many."""
-        connections = list(self.listeners)
+    def cut_all(self, route: str | None = None) -> int:
+        """Drop every stream connection, of one route or of all; how many."""
+        connections = [c for c, listener in self.listeners.items() if route in (None, listener.route)]
         for connection in connections:
             connection.cut()
         return len(connections)

@@ -11,9 +11,10 @@ from src.exchange import payloads
 from src.exchange.call import Call
 from src.exchange.entry import OrderEntry, ids_of, optional_symbol, parse_algo, parse_modify, parse_order, symbol_of
 from src.exchange.errors import ApiError
-from src.exchange.orders import Order, OrderStatus
+from src.exchange.orders import AlgoOrder, Order, OrderStatus
 from src.exchange.params import INT64_MAX, Params
 from src.exchange.public import limit_of
+from src.exchange.reading import algo_as_of, order_as_of
 
 DAY_MS = 86_400_000
 UNFILLED_KEPT_MS = 3 * DAY_MS
@@ -165,9 +166,25 @@ def _visible(order: Order, now_ms: int) -> bool:
     return age < (UNFILLED_KEPT_MS if gone else ORDERS_KEPT_MS)
 
 
+def _mine(call: Call) -> list[Order]:
+    """The account's orders; as they were, where reading lags."""
+    rows = [o for o in call.venue.state.orders.values() if o.account == call.account_index]
+    return [seen for o in rows if (seen := _as_read(call, o)) is not None] if call.lag_ms else rows
+
+
+def _as_read(call: Call, order: Order) -> Order | None:
+    return order_as_of(order, call.venue.state.fills[order.account], call.read_ms) if call.lag_ms else order
+
+
+def _my_algos(call: Call) -> list[AlgoOrder]:
+    rows = [a for a in call.venue.state.algos.values() if a.account == call.account_index and not a.lost]
+    return [seen for a in rows if (seen := algo_as_of(a, call.read_ms)) is not None] if call.lag_ms else rows
+
+
 def _found(call: Call) -> Order:
     symbol = symbol_of(call.params, call.venue.state.index)
     order = call.venue.core.placing.find(call.account, symbol, *ids_of(call.params, "orderId", "origClientOrderId"))
+    order = order and _as_read(call, order)
     if order is None or not _visible(order, call.venue.state.now_ms):
         raise ApiError(-2013)
     return order
@@ -187,7 +204,8 @@ def query_open(call: Call) -> Any:
 def open_orders(call: Call) -> Any:
     state = call.venue.state
     symbol = optional_symbol(call.params, state.index)
-    return [payloads.order_row(state, o) for o in state.open_orders[call.account_index].values() if symbol is None or o.symbol == symbol]
+    rows = _mine(call) if call.lag_ms else state.open_orders[call.account_index].values()
+    return [payloads.order_row(state, o) for o in rows if o.open and (symbol is None or o.symbol == symbol)]
 
 
 def span_of(params: Params, now_ms: int, days: int) -> tuple[int, int]:
@@ -208,7 +226,7 @@ def all_orders(call: Call) -> Any:
     symbol = optional_symbol(params, state.index)
     limit, first = limit_of(params, 500, 1000), params.integer("orderId")
     start, end = (0, INT64_MAX) if first is not None else span_of(params, state.now_ms, 7)
-    rows = [o for o in state.orders.values() if o.account == call.account_index and (symbol is None or o.symbol == symbol)
+    rows = [o for o in _mine(call) if (symbol is None or o.symbol == symbol)
             and o.id >= (first or 0) and start <= o.created_ms <= end and _visible(o, state.now_ms)]  # fmt: skip
     rows = rows[:limit] if first is not None or params.get("startTime") is not None else rows[-limit:]
     return [payloads.order_row(state, o) for o in rows]
@@ -223,7 +241,7 @@ def user_trades(call: Call) -> Any:
         raise ApiError(-1128)
     start, end = (0, INT64_MAX) if from_id is not None or (order_id is not None and not timed) else span_of(params, state.now_ms, 7)
     rows = [f for f in state.fills[call.account_index] if f.symbol == symbol and f.id >= (from_id or 0) and start <= f.time_ms <= end
-            and (order_id is None or f.order_id == order_id)]  # fmt: skip
+            and f.time_ms <= call.read_ms and (order_id is None or f.order_id == order_id)]  # fmt: skip
     rows = rows[:limit] if from_id is not None or params.get("startTime") is not None else rows[-limit:]
     return [payloads.trade_row(state, f) for f in rows]
 
@@ -259,6 +277,8 @@ def cancel_all_algos(call: Call) -> Awaitable[Any]:
 
 def query_algo(call: Call) -> Any:
     algo = call.venue.core.algo.find(call.account, *ids_of(call.params, "algoId", "clientAlgoId"))
+    if algo is not None and call.lag_ms:
+        algo = algo_as_of(algo, call.read_ms)
     if algo is None:
         raise ApiError(-2013)
     return payloads.algo_row(call.venue.state, algo)
@@ -268,14 +288,15 @@ def open_algos(call: Call) -> Any:
     state = call.venue.state
     symbol, algo_id = optional_symbol(call.params, state.index), call.params.integer("algoId")
     call.params.choice("algoType", ("CONDITIONAL",), -1130)
-    return [payloads.algo_row(state, a) for a in state.open_algos[call.account_index].values()
-            if (symbol is None or a.symbol == symbol) and (algo_id is None or a.id == algo_id)]  # fmt: skip
+    rows = _my_algos(call) if call.lag_ms else state.open_algos[call.account_index].values()
+    return [payloads.algo_row(state, a) for a in rows
+            if a.open and (symbol is None or a.symbol == symbol) and (algo_id is None or a.id == algo_id)]  # fmt: skip
 
 
 def all_algos(call: Call) -> Any:
     state, params = call.venue.state, call.params
     symbol, limit, first = symbol_of(params, state.index), limit_of(params, 500, 1000), params.integer("algoId")
     start, end = (0, INT64_MAX) if first is not None else span_of(params, state.now_ms, 7)
-    rows = [a for a in state.algos.values() if a.account == call.account_index and a.symbol == symbol and a.id >= (first or 0)
+    rows = [a for a in _my_algos(call) if a.symbol == symbol and a.id >= (first or 0)
             and start <= a.created_ms <= end]  # fmt: skip
     return [payloads.algo_row(state, a) for a in rows[-limit:]]

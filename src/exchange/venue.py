@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,14 @@ from src.exchange.options import ExchangeOptions
 from src.exchange.state import Changes, UserEvent
 
 TICK_S = 0.006
+
+
+class Shut(NamedTuple):
+    """What every door answers while the venue is closed to all."""
+
+    status: int
+    body: bytes
+    content_type: str
 
 
 class Audience(Protocol):
@@ -59,6 +67,8 @@ class Venue:
         self.listen_keys = ListenKeys(options.limits.listen_key_life_s)
         self.latency_ms = options.latency_ms
         self.faults = Faults()
+        self.shut: Shut | None = None
+        self.skew_ms = 0
         self._books = books
         self._audience: Audience | None = None
         self._futures: dict[int, asyncio.Future[Any]] = {}
@@ -75,6 +85,14 @@ class Venue:
 
     def now_ms(self) -> int:
         return self.clock.market_ms()
+
+    def told_ms(self) -> int:
+        """What the venue says it is: the clock that requests are judged by."""
+        return self.clock.market_ms() + self.skew_ms
+
+    def lag_ms(self, door: str) -> int:
+        """How far behind the present this door reads; market time."""
+        return int(1000 * self.faults.lag_s(door) * self.clock.speed) if self.faults else 0
 
     def wall_ms(self) -> int:
         """Milliseconds that run in real seconds and start at the market's t0: what rate limits are counted in."""

@@ -14,7 +14,8 @@ from src.exchange import account_ops, public, trading
 from src.exchange.auth import check_time
 from src.exchange.call import Call, Endpoint, Security
 from src.exchange.errors import ApiError
-from src.exchange.faults import UNKNOWN_TEXT, Reset, Silence, carried_out
+from src.exchange.faults import UNKNOWN_TEXT, Page, Reset, Silence, Spoiled, carried_out
+from src.exchange.garble import spoiled
 from src.exchange.params import Params
 from src.exchange.sockets import Connection
 from src.exchange.trading import as_text
@@ -111,7 +112,7 @@ class WsApi:
     async def _serve(self, connection: Connection, session: Session, text: str) -> None:
         """One request: its answer goes out when it is there, whatever came in between."""
         request_id: str | int | None = None
-        endpoint, account, show = None, None, session.show_limits
+        endpoint, account, show, spoil = None, None, session.show_limits, None
         try:
             request = self._parse(text)
             request_id = request.id
@@ -126,6 +127,10 @@ class WsApi:
                 answer = {"status": 200, "result": value}
         except ApiError as refusal:
             answer = {"status": refusal.status, "error": refusal.body()}
+        except Page as page:
+            answer = {"status": page.status, "error": {"code": -1000, "msg": UNKNOWN_TEXT}}
+        except Spoiled as given:
+            answer, spoil = {"status": 200, "result": given.value}, given.kind
         except (asyncio.CancelledError, Silence):
             return
         except Reset:
@@ -138,7 +143,8 @@ class WsApi:
         if show:
             orders = endpoint is not None and endpoint.orders is not None
             whole["rateLimits"] = self._venue.limiter.usage(account, self._venue.wall_ms(), orders)
-        connection.send_text(msgspec.json.encode(whole))
+        text_out = msgspec.json.encode(whole)
+        connection.send_text(text_out if spoil is None else spoiled(spoil, text_out))
 
     @staticmethod
     def _parse(text: str) -> Request:
@@ -166,13 +172,13 @@ class WsApi:
             key = values.get("apiKey") or session.key
             account = venue.keyring.account(key)
             if endpoint.security is Security.SIGNED:
-                sent, window = check_time(params, venue.now_ms(), venue.clock.speed)
+                sent, window = check_time(params, venue.told_ms(), venue.clock.speed)
                 if "signature" in values or key != session.key:
                     self._verify(key, values)
         if endpoint.orders is not None:
             venue.limiter.count_orders(account, venue.wall_ms(), *endpoint.orders)
-        call = Call(venue, params, account, sent, window)
-        return (account if account >= 0 else None), await carried_out(venue.faults, method, lambda: endpoint.operation(call))
+        call = Call(venue, params, account, sent - venue.skew_ms if sent else 0, window, venue.lag_ms(method))
+        return (account if account >= 0 else None), await carried_out(venue.faults, method, params, lambda: endpoint.operation(call))
 
     def _verify(self, key: str, values: dict[str, str]) -> None:
         signature = values.get("signature")
@@ -200,7 +206,7 @@ class WsApi:
         self._venue.keyring.account(key)
         if not self._venue.keyring.is_ed25519(key):
             raise ApiError(-4056, msg="Invalid API key type: only Ed25519 keys can log on.")
-        check_time(Params(values), self._venue.now_ms(), self._venue.clock.speed)
+        check_time(Params(values), self._venue.told_ms(), self._venue.clock.speed)
         self._verify(key, values)
         session.key, session.authorized_ms = key, self._venue.now_ms()
 
