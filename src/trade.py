@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -201,7 +202,7 @@ class Trade:
     def run(self, actions: list[Action]) -> None:
         """Store every slot that was touched, then carry out what the slots asked for, in order."""
         self._store(dict.fromkeys(symbol_of(action) for action in actions))
-        for action in actions:
+        for action in [] if self._closed else actions:
             match action:
                 case SendEntry():
                     self._send_entry(action)
@@ -245,6 +246,13 @@ class Trade:
             self._unwritten.pop(next(iter(self._unwritten)))
             self._desk.block.add("queue_full")
         return False
+
+    def _read(self, read: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return read()
+        except sqlite3.Error as error:
+            failure("the journal cannot be read", error)
+            return otherwise
 
     def _write_later(self) -> None:
         """Try again what the disk refused, oldest first."""
@@ -317,7 +325,8 @@ class Trade:
             error = future.exception()
             if error is not None and not isinstance(error, AegisError):
                 failure("a bug while sending an order", error)
-                self.latch("halt", f"{type(error).__name__}: {error}")
+                if "stop" not in self.holds:
+                    self.latch("halt", f"{type(error).__name__}: {error}")
                 error = Unknown(f"{type(error).__name__}: {error}")  # it may have left all the same
             return done(client_id, None if error else future.result(), error)
 
@@ -449,7 +458,7 @@ class Trade:
     def _look_for_copies(self, update: OrderUpdate) -> None:
         """Our prefix with another epoch: a newer copy of the daemon ends our opening for good, an older one makes us wait."""
         parsed = parse(update.client_id)
-        if parsed is None or parsed[0] == self.epoch_ms or self._desk.journal.known(update.client_id):
+        if parsed is None or parsed[0] == self.epoch_ms or self._read(partial(self.journal.known, update.client_id), True):
             return
         if parsed[0] > self.epoch_ms:
             self.newer_copy(update.client_id)
@@ -542,7 +551,7 @@ class Trade:
 
     def remember(self) -> None:
         """Once a second: what the next start needs of the limits; and whether the operator has released a latch."""
-        released = set() if self._unwritten else set(self.latches) - set(self._desk.journal.latches())
+        released = set() if self._unwritten else set(self.latches) - set(self._read(self.journal.latches, self.latches))
         for name in released:
             del self.latches[name]
         if released:
@@ -572,7 +581,7 @@ class Trade:
             self.latch("halt", f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
-        """Nobody answers any more: what waits is given up."""
+        """Nobody answers any more: what waits is given up, nothing more is sent, and the next start asks."""
         self._closed = True
         self.holds["stop"] = "stopping"
         for task in self._tasks:

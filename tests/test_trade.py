@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,11 +17,13 @@ import pytest
 from src.bus import EventBus, Topic
 from src.clock import monotonic_ns
 from src.counters import Counters
+from src.error_handler import Degraded, Retryable
 from src.exchange.options import ExchangeOptions
 from src.gateway import Gateway
 from src.journal import Journal
-from src.models import Quote, Side, Signal
+from src.models import AccountUpdate, PositionUpdate, Quote, Side, Signal
 from src.portfolio import Portfolio
+from src.preparation import keep_prepared
 from src.recovery import reconcile, recover
 from src.risk import Limit, Limits
 from src.slots import MS_NS, Patience, Slot, State
@@ -156,8 +159,8 @@ class Daemon:
     """The money side of one Brain process: what ``brain_process`` wires, without Feed and kernels."""
 
     def __init__(self, world: World, folder: Path, *, slots: int = 3, ws_url: str = "", cooldown_ms: int = 60_000, limit: Limit = LIMIT,
-                 patience: Patience | None = None) -> None:  # fmt: skip
-        self.world, self.folder, self.patience = world, folder, patience
+                 patience: Patience | None = None, symbols: tuple[str, ...] = SYMBOLS, stream: bool = True) -> None:  # fmt: skip
+        self.world, self.folder, self.patience, self.symbols, self.with_stream = world, folder, patience, symbols, stream
         self.with_ws = ws_url != DEAD_WS
         keys = Credentials(KEY, SECRET)
         self.rest = Rest(world.rest_url, clock=world.clock, governor=Governor(world.clock.unscaled_ms), credentials=keys)
@@ -179,7 +182,8 @@ class Daemon:
     async def start(self, *, ticking: bool = True) -> None:
         """Connect, recover, be prepared, and tick."""
         await self.rest.sync_time()
-        rules, _ = await queries.symbol_rules(self.rest)
+        all_rules, _ = await queries.symbol_rules(self.rest)
+        rules = {s: all_rules[s] for s in self.symbols}
         self.ids = ClientIds(self.rest.timestamp())
         self.gateway = Gateway(self.rest, self.ws, rules, "MARK_PRICE")
         self.portfolio = Portfolio(self.slots, cooldown_ms=self.cooldown_ms, naked_ns=int(NAKED_S * 1e9), next_id=self.ids.next,
@@ -189,17 +193,18 @@ class Daemon:
             limits.recall(memory)
         self.trade = Trade(Desk(
             clock=self.world.clock, journal=self.journal, portfolio=self.portfolio, gateway=self.gateway, bus=self.bus,
-            block=self.counters.block("brain"), limit=self.limit, limits=limits, ids=self.ids, rules={s: rules[s] for s in SYMBOLS},
+            block=self.counters.block("brain"), limit=self.limit, limits=limits, ids=self.ids, rules=rules,
             quote_of=self.world.quote), self.errors.append)  # fmt: skip
         self.stream = UserStream(self.rest, self.world.private_url, on_event=self.trade.on_event, on_state=self._stream_state)
-        self.tasks = [self.ws.start(), self.stream.start()]
+        self.tasks = [self.ws.start(), *([self.stream.start()] if self.with_stream else [])]
         async with asyncio.timeout(WAIT_S):
-            await self.up.wait()
+            if self.with_stream:
+                await self.up.wait()
             while not self.ws.is_up and self.with_ws:
                 await asyncio.sleep(0.005)
         self.trade.recovering = True
         await recover(self.trade, self.journal, self.portfolio, self.gateway, self.world.clock)
-        self.trade.prepared.update(SYMBOLS)
+        self.trade.prepared.update(self.symbols)
         if ticking:
             self.tasks.append(asyncio.ensure_future(self._ticks()))
         for task in self.tasks:
@@ -228,13 +233,22 @@ class Daemon:
         """As by SIGKILL: nothing is settled, only the sockets are closed."""
         self.running = False
         self.trade.close()
-        for task in self.tasks[2:]:
+        for task in self.tasks[1 + self.with_stream :]:
             task.cancel()
         await self.stream.close()
         await self.ws.close()
         await self.rest.close()
         self.journal.close()
         self.counters.close()
+
+    async def stop(self, *, flatten: bool = False) -> None:
+        """As on SIGTERM: no new entries, what is in flight is settled."""
+        self.trade.holds["stop"] = "stopping"
+        if flatten:
+            self.trade.flatten("stopping")
+        async with asyncio.timeout(5):
+            while self.portfolio.slots if flatten else self.portfolio.in_flight():
+                await asyncio.sleep(0.01)
 
     # signals
 
@@ -537,4 +551,216 @@ async def test_a_stop_that_the_owner_cancels_is_put_back(tmp_path: Path) -> None
         await venue.client.good("DELETE", "v1/algoOrder", clientAlgoId=gone)
         await until(lambda: d.protected() and slot.stop is not None and slot.stop.client_id != gone, "a new stop")
         assert len(await venue.standing()) == 1 and venue.watch.naked_s < 0.5
+        await d.agree()
+
+
+async def test_a_changed_leverage_stops_opening_on_that_symbol_until_it_is_set_again(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        d.trade.leverage = 20
+        await venue.client.good("POST", "v1/leverage", symbol="BTCUSDT", leverage=19)
+        await until(lambda: "BTCUSDT" not in d.trade.prepared)
+        d.hear()
+        assert "not prepared" in d.refused[-1][1] and d.gone()
+        keeping = asyncio.ensure_future(keep_prepared(d.trade, d.rest, ("BTCUSDT", "ETHUSDT"), 20, asyncio.Event()))
+        await until(lambda: "BTCUSDT" in d.trade.prepared, "set again")
+        assert (await venue.client.good("GET", "v1/symbolConfig", symbol="BTCUSDT"))[0]["marginType"] == "ISOLATED"
+        await d.opened()
+        keeping.cancel()
+
+
+async def test_multi_asset_mode_stops_opening_until_it_is_left(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await venue.client.good("POST", "v1/multiAssetsMargin", multiAssetsMargin="true")
+        await until(lambda: "multi-asset" in d.trade.halted)
+        await venue.client.good("POST", "v1/multiAssetsMargin", multiAssetsMargin="false")
+        await until(lambda: not d.trade.halted)
+        await d.opened()
+
+
+# ------------------------------------------------------------------ the journal cannot be written
+
+
+async def test_a_journal_that_cannot_be_written_stops_entries_and_nothing_else(tmp_path: Path) -> None:
+    """Guards and exits go out all the same, are kept in memory, and are on disk once it takes them again."""
+    async with bench(tmp_path, patience=QUICK) as (venue, d):
+        slot = await d.opened()
+        assert slot.stop is not None
+        stop = slot.stop.client_id
+        d.journal._db.execute("PRAGMA query_only=ON")
+        d.hear("ETHUSDT")
+        await until(lambda: d.gone("ETHUSDT"))
+        assert d.refused[-1][1] == "the journal cannot be written" and not await venue.held("ETHUSDT")
+        assert not [o for o in (await venue.books())["orders"] if o["symbol"] == "ETHUSDT"]
+        d.hear("SOLUSDT")
+        assert "the journal cannot be written" in d.refused[-1][1] and d.gone("SOLUSDT")
+        await venue.client.good("DELETE", "v1/algoOrder", clientAlgoId=stop)
+        await until(lambda: d.protected() and slot.stop is not None and slot.stop.client_id != stop, "a new stop")
+        await venue.move("BTCUSDT", 61_000)
+        await until(d.gone, "the slot is free")
+        assert "journal" in d.trade.holds and d.journal.trade_count() == 0
+        d.journal._db.execute("PRAGMA query_only=OFF")
+        await until(lambda: not d.trade.halted, "the hold is gone")
+        assert d.journal.trade_count() == 1 and not d.journal.slots()
+        assert d.journal.known(slot.stop.client_id)
+        await d.agree()
+        await d.opened("SOLUSDT")
+        await d.agree()
+
+
+async def test_what_was_written_late_does_not_overwrite_what_is_newer(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        slot = await d.opened()
+        d.journal._db.execute("PRAGMA query_only=ON")
+        await venue.user("BUY", "0.01")
+        await until(lambda: slot.qty == D("0.176"))
+        await venue.user("BUY", "0.01")
+        await until(lambda: slot.qty == D("0.186"))
+        d.journal._db.execute("PRAGMA query_only=OFF")
+        await until(lambda: not d.trade.halted)
+        assert D(d.journal.slots()["BTCUSDT"]["opened"]) == D("0.186")
+        await d.agree()
+
+
+async def test_a_full_disk_is_such_a_journal(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (_, d):
+        pages = d.journal._db.execute("PRAGMA page_count").fetchone()[0]
+        d.journal._db.execute(f"PRAGMA max_page_count={pages}")
+        for number in range(2000):
+            d.trade._write(partial(d.journal.money, number, "x" * 200, D(1), D(0)))
+        assert "journal" in d.trade.holds
+        d.hear()
+        assert d.gone() and "journal" in d.refused[-1][1]
+        d.journal._db.execute("PRAGMA max_page_count=1000000")
+        await until(lambda: not d.trade.halted)
+        await d.opened()
+        await d.agree()
+
+
+# ------------------------------------------------------------------ limits, commands and the end
+
+
+async def test_a_day_that_loses_six_percent_latches_and_closes_nothing_by_itself(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await venue.user("BUY", "3", "ETHUSDT")
+        await d.opened()
+        await venue.move("ETHUSDT", 2_750)
+        await until(lambda: "daily_loss" in d.trade.latches, "the day's limit has tripped")
+        d.hear("SOLUSDT")
+        assert "latched: daily_loss" in d.refused[-1][1] and d.protected()
+        assert "daily_loss" in d.journal.latches()
+
+
+async def test_a_withdrawal_is_no_loss(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (_, d):
+        d.trade.on_event(AccountUpdate("WITHDRAW", D(5_000), D(-5_000), (), d.world.clock.market_ms()))
+        d.trade.tick()
+        assert not d.trade.latches and d.trade.equity == 5_000
+
+
+async def test_flatten_closes_everything_of_ours_and_nothing_else(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await venue.user("BUY", "1", "ETHUSDT")
+        await until(lambda: d.portfolio.foreign)
+        await d.opened("BTCUSDT")
+        await d.opened("SOLUSDT")
+        d.trade.flatten("flattened by the operator")
+        await until(lambda: not d.portfolio.slots)
+        assert {t.reason for t in d.closed} == {"flattened by the operator"}
+        assert await venue.held("ETHUSDT") == 1 and not await venue.held("BTCUSDT") and not await venue.held("SOLUSDT")
+        await d.agree()
+
+
+async def test_the_end_settles_what_is_in_flight_and_leaves_stops_standing(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await venue.client.control("latency", latency_ms=60)
+        d.hear()
+        await d.stop()
+        assert d.slot() is not None and d.slot().protected and await venue.standing()
+        d.hear("ETHUSDT")
+        assert "stopping" in d.refused[-1][1]
+        await d.agree()
+
+
+async def test_the_end_may_close_everything_what_is_in_flight_included(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await d.opened("SOLUSDT")
+        await venue.client.control("latency", latency_ms=60)
+        d.hear()
+        await d.stop(flatten=True)
+        assert not d.portfolio.slots and not await venue.held() and not await venue.held("SOLUSDT")
+        assert not await venue.standing() and not await venue.standing("SOLUSDT")
+        await d.agree()
+
+
+async def test_the_end_waits_for_an_exit_that_is_under_way(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await d.opened(limit_ms=venue.clock.market_ms() + 100)
+        await venue.client.control("latency", latency_ms=60)
+        await until(lambda: d.slot().state is State.CLOSING)
+        await d.stop()
+        assert d.gone() and d.closed
+        await d.agree()
+
+
+# ------------------------------------------------------------------ what must never end the process, or hold it for ever
+
+
+async def test_a_network_error_of_a_task_latches_nothing(tmp_path: Path) -> None:
+    async def fails() -> None:
+        raise Retryable("no answer")
+
+    async with bench(tmp_path) as (_, d):
+        d.trade.spawn(fails())
+        await asyncio.sleep(0.01)
+        assert not d.trade.latches
+
+
+async def test_a_bug_of_a_task_latches(tmp_path: Path) -> None:
+    async def fails() -> None:
+        raise KeyError("a bug")
+
+    async with bench(tmp_path) as (_, d):
+        d.trade.spawn(fails())
+        await until(lambda: "halt" in d.trade.latches)
+
+
+async def test_a_failed_assertion_in_the_money_path_latches_and_what_is_held_stays_managed(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await d.opened()
+        d.trade.on_event(PositionUpdate)  # no event: ignored
+        d.trade._guarded(_impossible)
+        assert "halt" in d.trade.latches
+        await until(lambda: not d.trade.reconciliations_wanted, "compared with the venue")
+        d.hear("ETHUSDT")
+        assert "latched: halt" in d.refused[-1][1]
+        await venue.move("BTCUSDT", 61_000)
+        await until(d.gone)
+        assert d.closed[0].reason == "target"
+
+
+def _impossible() -> None:
+    raise AssertionError("cannot be")
+
+
+async def test_a_hold_that_the_venue_puts_on_us_ends_by_itself(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (_, d):
+        d.trade._grave(Degraded("venue -4400: reduce only, and wait"))
+        d.trade.tick()
+        d.hear()
+        assert "-4400" in d.refused[-1][1]
+        d.trade._venue_hold_ns = 0
+        d.trade.tick()
+        await d.opened()
+
+
+async def test_a_second_position_of_a_symbol_does_not_count_the_first_ones_fills(tmp_path: Path) -> None:
+    """Opened again at once, asked after because its fills were lost: the answer holds the trades of the last minute."""
+    async with bench(tmp_path, patience=QUICK) as (venue, d):
+        await d.opened()
+        await venue.move("BTCUSDT", 61_000)
+        await until(d.gone)
+        await venue.fault("ORDER_TRADE_UPDATE", "drop", count=3)
+        d.hear()
+        await until(lambda: d.protected() and d.slot().qty > 0)
+        assert d.slot().qty == await venue.held() and len(d.slot().trades) == 1
         await d.agree()
