@@ -16,6 +16,7 @@ import msgspec
 
 from src.error_handler import Fatal, warn
 from src.exchange.core import Core
+from src.exchange.history import Amendment, MarginMove
 from src.exchange.ledger import AccountState, Position
 from src.exchange.orders import AlgoOrder, Fill, Income, Order
 from src.exchange.state import Changes, State
@@ -39,6 +40,8 @@ class Line(msgspec.Struct, omit_defaults=True):
     fills: list[Fill] = []
     incomes: list[Income] = []
     jumps: list[tuple[int, int, int]] = []
+    amendments: list[Amendment] = []
+    margin_moves: list[MarginMove] = []
 
 
 class Snapshot(msgspec.Struct):
@@ -67,6 +70,8 @@ class Kept:
         self.fills: list[Fill] = []
         self.incomes: list[Income] = []
         self.jumps: list[tuple[int, int, int]] = []
+        self.amendments: list[Amendment] = []
+        self.margin_moves: list[MarginMove] = []
         self.apply(first)
 
     @property
@@ -81,6 +86,8 @@ class Kept:
         self.fills += line.fills
         self.incomes += line.incomes
         self.jumps += line.jumps
+        self.amendments += line.amendments
+        self.margin_moves += line.margin_moves
 
     def restore(self, core: Core) -> None:
         """Put it all into a fresh core. Fatal: the books are of other accounts, or hold something in a symbol that is not listed."""
@@ -104,6 +111,8 @@ class Kept:
                 state.fills[fill.account].append(msgspec.structs.replace(fill, symbol=place[fill.symbol]))
         for row in self.incomes:
             state.incomes[row.account].append(msgspec.structs.replace(row, symbol=place.get(row.symbol, -1)))
+        state.amendments = [msgspec.structs.replace(a, symbol=place[a.symbol]) for a in self.amendments if a.symbol in place]
+        state.margin_moves = [msgspec.structs.replace(m, symbol=place[m.symbol]) for m in self.margin_moves if m.symbol in place]
         for symbol, at_ms, ticks in self.jumps:
             if symbol in place:
                 core.market.jump(place[symbol], at_ms, ticks)
@@ -205,7 +214,7 @@ class Books:
         self._append(Line(
             state.now_ms, self._ids(state), orders=list(changes.orders.values()), algos=list(changes.algos.values()),
             accounts=[state.accounts[i] for i in sorted(changes.accounts)], fills=changes.fills,
-            incomes=changes.incomes, jumps=changes.jumps,
+            incomes=changes.incomes, jumps=changes.jumps, amendments=changes.amendments, margin_moves=changes.margin_moves,
         ))  # fmt: skip
         if self._size > LOG_BYTES_MAX:
             self._snapshot()
@@ -258,6 +267,7 @@ class Books:
         whole = Line(
             state.now_ms, self._ids(state), orders=list(state.orders.values()), algos=list(state.algos.values()), accounts=state.accounts,
             fills=[f for mine in state.fills for f in mine], incomes=[r for mine in state.incomes for r in mine], jumps=core.market.jumps,
+            amendments=state.amendments, margin_moves=state.margin_moves,
         )  # fmt: skip
         snapshot = Snapshot(VERSION, self._generation, [s.symbol for s in state.specs], [a.key for a in core.options.accounts], self._market, whole)
         try:
@@ -298,6 +308,8 @@ def forget_old(state: State) -> None:
         del state.algos[algo.id]
         if state.algos_by_client[algo.account].get(algo.client_id) == algo.id:
             del state.algos_by_client[algo.account][algo.client_id]
+    state.amendments = [a for a in state.amendments[-ROWS_KEPT_MAX:] if a.time_ms >= oldest]
+    state.margin_moves = [m for m in state.margin_moves[-ROWS_KEPT_MAX:] if m.time_ms >= oldest]
     for account in range(len(state.accounts)):
         state.fills[account] = [f for f in state.fills[account][-ROWS_KEPT_MAX:] if f.time_ms >= oldest]
         state.incomes[account] = [r for r in state.incomes[account][-ROWS_KEPT_MAX:] if r.time_ms >= oldest]

@@ -79,6 +79,7 @@ class ModifyEntry:
     price: Decimal
     price_match: str = "NONE"
     reduce_only: bool | None = None
+    modify_id: int | None = None
 
 
 def symbol_of(params: Params, index: Mapping[str, int], name: str = "symbol") -> int:
@@ -277,7 +278,7 @@ def parse_modify(params: Params, specs: Mapping[str, int], spec_list: Sequence[S
     if price is not None:
         check_price(spec, price)
     check_lot(spec, qty, False)
-    return ModifyEntry(symbol, side, order_id, client_id, qty, price or ZERO, match, params.flag("reduceOnly"))
+    return ModifyEntry(symbol, side, order_id, client_id, qty, price or ZERO, match, params.flag("reduceOnly"), params.integer("modifyId"))
 
 
 def ids_of(params: Params, number: str, text: str) -> tuple[int, str]:

@@ -27,7 +27,8 @@ def average_text(state: State, symbol: int, value: Decimal) -> str:
     return format(value.quantize(Decimal(1).scaleb(-digits)), "f") if value else "0"
 
 
-def order_trade_update(state: State, order: Order, execution: str, fill: Fill | None = None) -> dict[str, Any]:
+def order_trade_update(state: State, order: Order, execution: str, fill: Fill | None = None, modify_id: int | None = None) -> dict[str, Any]:
+    """``modify_id``: the user's own name for the change that this tells of."""
     bid, ask = order_notionals(state.orders_of(order.account, order.symbol), order.position_side, state.quotes.mark(order.symbol))
     body: dict[str, Any] = {
         "s": state.specs[order.symbol].symbol, "c": order.client_id, "S": order.side, "o": order.type, "f": order.tif,
@@ -39,6 +40,10 @@ def order_trade_update(state: State, order: Order, execution: str, fill: Fill | 
         "cp": order.close_position, "rp": text(fill.realised) if fill else "0", "pP": order.price_protect, "si": 0, "ss": 0,
         "V": order.stp, "pm": order.price_match, "gtd": order.gtd_ms, "er": str(order.expire_reason),
     }  # fmt: skip
+    if order.orig_type == "TRAILING_STOP_MARKET" and (algo := state.algos.get(order.algo_id)) is not None:
+        body |= {"AP": text(algo.activate_price), "cr": text(algo.callback_rate)}
+    if modify_id is not None:
+        body["M"] = str(modify_id)
     return {"e": "ORDER_TRADE_UPDATE", "T": state.now_ms, "E": state.now_ms, "o": body}
 
 

@@ -300,7 +300,7 @@ class Feeds:
         if kline.continuous:
             del bar["s"]
             head = {"e": "continuous_kline", "E": now, "ps": spec.symbol, "ct": "PERPETUAL"}
-        kline.channel.publish(msgspec.json.encode(head | {"k": bar, "st": 1}))
+        kline.channel.publish(msgspec.json.encode(head | {"k": bar}))
 
 
 class _Paced:

@@ -5,7 +5,6 @@ Answers to placing, changing and cancelling carry no average price and no cumula
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
 from src.exchange.events import average_text, money, text
@@ -37,8 +36,12 @@ def order_row(state: State, order: Order) -> dict[str, Any]:
     """The answer to a query."""
     return _order_core(state, order) | {
         "avgPrice": average_text(state, order.symbol, order.average), "cumQuote": text(order.quote), "time": order.created_ms,
-        "pair": state.specs[order.symbol].symbol, "cumBase": "0",
     }  # fmt: skip
+
+
+def order_row_with_pair(state: State, order: Order) -> dict[str, Any]:
+    """As the lists of all orders and of liquidations have it."""
+    return order_row(state, order) | {"pair": state.specs[order.symbol].symbol, "cumBase": "0"}
 
 
 def trade_row(state: State, fill: Fill) -> dict[str, Any]:
@@ -51,33 +54,45 @@ def trade_row(state: State, fill: Fill) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _or_none(value: Decimal) -> str | None:
-    return text(value) if value else None
-
-
-def algo_answer(state: State, algo: AlgoOrder) -> dict[str, Any]:
-    """The answer to placing an algo order."""
+def _algo_core(state: State, algo: AlgoOrder) -> dict[str, Any]:
     return {
         "algoId": algo.id, "clientAlgoId": algo.client_id, "algoType": "CONDITIONAL", "orderType": algo.type,
         "symbol": state.specs[algo.symbol].symbol, "side": algo.side, "positionSide": algo.position_side, "timeInForce": algo.tif,
         "quantity": text(algo.qty), "algoStatus": algo.status, "triggerPrice": text(algo.trigger_price), "price": text(algo.price),
         "icebergQuantity": None, "selfTradePreventionMode": algo.stp, "workingType": algo.working_type, "priceMatch": algo.price_match,
         "closePosition": algo.close_position, "priceProtect": algo.price_protect, "reduceOnly": algo.reduce_only,
-        "activatePrice": _or_none(algo.activate_price), "callbackRate": _or_none(algo.callback_rate), "createTime": algo.created_ms,
-        "updateTime": algo.updated_ms, "triggerTime": algo.trigger_ms, "goodTillDate": algo.gtd_ms,
+        "createTime": algo.created_ms, "updateTime": algo.updated_ms, "triggerTime": algo.trigger_ms, "goodTillDate": algo.gtd_ms,
     }  # fmt: skip
+
+
+def algo_answer(state: State, algo: AlgoOrder) -> dict[str, Any]:
+    """The answer to placing an algo order."""
+    row = _algo_core(state, algo)
+    if algo.type == "TRAILING_STOP_MARKET":
+        row |= {"activatePrice": text(algo.activate_price), "callbackRate": text(algo.callback_rate)}
+    return row
+
+
+def _spawned(state: State, algo: AlgoOrder) -> dict[str, Any]:
+    order = state.orders.get(algo.order_id)
+    price = average_text(state, algo.symbol, order.average) if order else "0"
+    return _algo_core(state, algo) | {"actualOrderId": str(algo.order_id) if algo.order_id else "", "actualPrice": price, "tpOrderType": ""}
 
 
 def algo_row(state: State, algo: AlgoOrder) -> dict[str, Any]:
-    """The answer to a query: with what became of the order it spawned."""
+    """The answer to a query: with what became of the order it spawned, once there is one."""
     order = state.orders.get(algo.order_id)
-    return algo_answer(state, algo) | {
-        "actualOrderId": str(algo.order_id) if algo.order_id else "",
-        "actualPrice": average_text(state, algo.symbol, order.average) if order else "0",
-        "actualType": order.type if order else "", "actualQty": text(order.executed) if order else "0",
-        "tpTriggerPrice": "0", "tpPrice": "0", "slTriggerPrice": "0", "slPrice": "0", "tpOrderType": "", "slOrderType": "",
-        "failReason": algo.reason,
-    }  # fmt: skip
+    row = _spawned(state, algo)
+    if order is not None:
+        row["actualType"] = order.type
+        if order.executed:
+            row["actualQty"] = text(order.executed)
+    return row
+
+
+def algo_list_row(state: State, algo: AlgoOrder) -> dict[str, Any]:
+    """As lists have it: with fields of a pair of exits, which are always empty."""
+    return _spawned(state, algo) | {"tpTriggerPrice": "0", "tpPrice": "0", "slTriggerPrice": "0", "slPrice": "0"}
 
 
 def income_row(state: State, row: Income) -> dict[str, Any]:

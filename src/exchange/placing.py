@@ -17,6 +17,7 @@ from src.exchange.entry import ModifyEntry, OrderEntry
 from src.exchange.errors import ApiError
 from src.exchange.execution import Execution, closable
 from src.exchange.filters import band, check_notional, check_percent_price
+from src.exchange.history import Amendment
 from src.exchange.ledger import AccountState, Position
 from src.exchange.margin import exposure, max_notional, order_notionals
 from src.exchange.orders import ZERO, AlgoEvent, AlgoOrder, Order, OrderEvent, PositionSide, Side, hedge_closing, step
@@ -277,14 +278,23 @@ class Placing:
         if order.tif == "GTX" and self._crosses(order.symbol, order.side, ticks):
             self._execution.cancel(order)
             return order
-        step(order, OrderEvent.AMEND)
-        order.price, order.qty, order.ticks, order.stp = price, entry.qty, ticks, "NONE"
-        order.modified += 1
-        order.updated_ms = self._state.now_ms
-        self._state.keep_order(order)
-        self._state.say(order.account, events.order_trade_update(self._state, order, "AMENDMENT"))
+        self._amend(order, entry, price, ticks)
         self._work(order)
         return order
+
+    def _amend(self, order: Order, entry: ModifyEntry, price: Decimal, ticks: int) -> None:
+        state = self._state
+        step(order, OrderEvent.AMEND)
+        state.keep_amendment(Amendment(
+            id=state.ids.next("tran"), account=order.account, symbol=order.symbol, order_id=order.id, client_id=order.client_id,
+            time_ms=state.now_ms, price_before=order.price, price_after=price, qty_before=order.qty, qty_after=entry.qty,
+            count=order.modified + 1, modify_id=entry.modify_id,
+        ))  # fmt: skip
+        order.price, order.qty, order.ticks, order.stp = price, entry.qty, ticks, "NONE"
+        order.modified += 1
+        order.updated_ms = state.now_ms
+        state.keep_order(order)
+        state.say(order.account, events.order_trade_update(state, order, "AMENDMENT", modify_id=entry.modify_id))
 
     def cancel(self, account: AccountState, symbol: int | None, order_id: int, client_id: str) -> Order:
         order = self.find(account, symbol, order_id, client_id)

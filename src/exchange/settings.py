@@ -7,6 +7,7 @@ from typing import Any
 
 from src.exchange import events
 from src.exchange.errors import ApiError
+from src.exchange.history import MarginMove
 from src.exchange.ledger import AccountState
 from src.exchange.margin import maintenance, max_notional
 from src.exchange.orders import ZERO, PositionSide, q8
@@ -98,7 +99,9 @@ def adjust_margin(state: State, account: AccountState, symbol: int, side: Positi
         need = max(abs(notional) / account.setting(symbol).leverage, maintenance(state.specs[symbol].brackets, notional))
         if position.isolated_wallet + min(ZERO, position.unrealised(mark)) - amount < need:
             raise ApiError(-4051)
-    position.isolated_wallet += amount if add else -amount
+    moved = amount if add else -amount
+    position.isolated_wallet += moved
     state.touch(account)
+    state.keep_margin_move(MarginMove(account=account.index, symbol=symbol, side=side, amount=moved, time_ms=state.now_ms))
     state.say(account.index, events.account_update(state, account, "MARGIN_TRANSFER", [position]))
-    return {"code": 200, "msg": "Successfully modify position margin.", "amount": format(amount, "f"), "type": 1 if add else 2}
+    return {"code": 200, "msg": "Successfully modify position margin.", "amount": float(amount), "type": 1 if add else 2}

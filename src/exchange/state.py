@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from src.exchange.history import Amendment, MarginMove
 from src.exchange.ledger import AccountState, Position, Wallet
 from src.exchange.margin import Summary, summary
 from src.exchange.options import ExchangeOptions
@@ -70,9 +71,12 @@ class Changes:
         self.fills: list[Fill] = []
         self.incomes: list[Income] = []
         self.jumps: list[tuple[int, int, int]] = []
+        self.amendments: list[Amendment] = []
+        self.margin_moves: list[MarginMove] = []
 
     def __bool__(self) -> bool:
-        return bool(self.orders or self.algos or self.accounts or self.fills or self.incomes or self.jumps)
+        rows = self.fills or self.incomes or self.jumps or self.amendments or self.margin_moves
+        return bool(self.orders or self.algos or self.accounts or rows)
 
 
 class State:
@@ -97,6 +101,8 @@ class State:
         self.waiting: list[dict[int, AlgoOrder]] = [{} for _ in specs]
         self.fills: list[list[Fill]] = []
         self.incomes: list[list[Income]] = []
+        self.amendments: list[Amendment] = []
+        self.margin_moves: list[MarginMove] = []
         self.orders_by_client: list[dict[str, int]] = []
         self.algos_by_client: list[dict[str, int]] = []
         self.ids = Ids()
@@ -158,6 +164,14 @@ class State:
         self.incomes[account].append(row)
         self.changes.incomes.append(row)
         self.changes.accounts.add(account)
+
+    def keep_amendment(self, row: Amendment) -> None:
+        self.amendments.append(row)
+        self.changes.amendments.append(row)
+
+    def keep_margin_move(self, row: MarginMove) -> None:
+        self.margin_moves.append(row)
+        self.changes.margin_moves.append(row)
 
     def touch(self, account: AccountState) -> None:
         account.updated_ms = self.now_ms

@@ -34,15 +34,14 @@ def _rows(state: State, account: AccountState, every: bool) -> list[Position]:
     return rows
 
 
-def asset_row(account: AccountState, total: Summary) -> dict[str, Any]:
+def _asset_row(account: AccountState, total: Summary) -> dict[str, Any]:
     return {
         "asset": "USDT", "walletBalance": money(total.wallet), "unrealizedProfit": money(total.unrealised),
         "marginBalance": money(total.margin_balance),
         "maintMargin": money(total.maint), "initialMargin": money(total.initial), "positionInitialMargin": money(total.position_initial),
         "openOrderInitialMargin": money(total.open_order_initial), "crossWalletBalance": money(total.cross_wallet),
         "crossUnPnl": money(total.cross_unrealised), "availableBalance": money(total.available),
-        "maxWithdrawAmount": money(total.max_withdraw),
-        "marginAvailable": True, "updateTime": account.updated_ms,
+        "maxWithdrawAmount": money(total.max_withdraw), "updateTime": account.updated_ms,
     }  # fmt: skip
 
 
@@ -67,7 +66,7 @@ def account_v3(state: State, account: AccountState) -> dict[str, Any]:
             "notional": money(row.notional), "isolatedWallet": money(position.isolated_wallet), "initialMargin": money(row.initial),
             "maintMargin": money(row.maint), "updateTime": position.updated_ms,
         })  # fmt: skip
-    return _totals(total) | {"assets": [asset_row(account, total)], "positions": positions}
+    return _totals(total) | {"assets": [_asset_row(account, total)], "positions": positions}
 
 
 def account_v2(state: State, account: AccountState) -> dict[str, Any]:
@@ -86,7 +85,7 @@ def account_v2(state: State, account: AccountState) -> dict[str, Any]:
             "positionSide": position.side, "positionAmt": text(position.qty), "updateTime": position.updated_ms,
         })  # fmt: skip
     head = RIGHTS | {"feeBurn": False, "tradeGroupId": -1, "updateTime": 0, "multiAssetsMargin": account.multi_assets}
-    return head | _totals(total) | {"assets": [asset_row(account, total)], "positions": positions}
+    return head | _totals(total) | {"assets": [_asset_row(account, total) | {"marginAvailable": True}], "positions": positions}
 
 
 def balances(state: State, account: AccountState) -> list[dict[str, Any]]:
@@ -181,5 +180,5 @@ def brackets(state: State, symbol: int | None) -> list[dict[str, Any]]:
                 "maintMarginRatio": float(tier.mmr), "cum": float(tier.cum),
             })  # fmt: skip
             floor = tier.cap
-        answer.append({"symbol": spec.symbol, "notionalCoef": 1.0, "brackets": rows})
+        answer.append({"symbol": spec.symbol, "brackets": rows})
     return answer

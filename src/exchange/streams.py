@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import unquote
 
 import msgspec
@@ -26,7 +26,7 @@ from src.exchange.venue import Venue
 PUBLIC, MARKET, PRIVATE, UNROUTED = "public", "market", "private", ""
 _PUBLIC_NAME = re.compile(r"!bookTicker|[^@!]+@(bookTicker|trade|depth(5|10|20)?(@(100|250|500)ms)?|rpiDepth@500ms)")
 _PATH = re.compile(r"(?:/(public|market|private))?/(ws|stream)(?:/(.*))?")
-LIST_MAX = 10_000
+ID_MAX = 64
 
 
 def route_of(name: str) -> str:
@@ -82,9 +82,16 @@ class Listener:
 
 def _error(code: int, msg: str, request_id: object = None) -> bytes:
     body: dict[str, object] = {"code": code, "msg": msg}
-    if isinstance(request_id, int):
+    if isinstance(request_id, int | str):
         body["id"] = request_id
     return msgspec.json.encode(body)
+
+
+def _is_id(value: object) -> TypeGuard[int | str]:
+    """Unsigned integers, as documented, and text, which the venue's own client sends."""
+    if isinstance(value, str):
+        return len(value) <= ID_MAX
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64
 
 
 class Streams:
@@ -207,7 +214,7 @@ class Streams:
         if not isinstance(message, dict):
             return _error(2, "Invalid request: request must be an object")
         request_id = message.get("id")
-        if isinstance(request_id, bool) or not isinstance(request_id, int) or not 0 <= request_id < 2**64:
+        if not _is_id(request_id):
             return _error(2, "Invalid request: request ID must be an unsigned integer")
         method = message.get("method")
         if method is None:
@@ -224,7 +231,7 @@ class Streams:
         known = "`SUBSCRIBE`, `UNSUBSCRIBE`, `LIST_SUBSCRIPTIONS`, `SET_PROPERTY`, `GET_PROPERTY`"
         return _error(2, f"Invalid request: unknown variant {str(method)[:64]}, expected one of {known}", request_id)
 
-    def _change(self, listener: Listener, method: str, names: list[Any], request_id: int) -> bytes:
+    def _change(self, listener: Listener, method: str, names: list[Any], request_id: int | str) -> bytes:
         if not all(isinstance(n, str) and len(n) <= 256 for n in names):
             return _error(2, "Invalid request: stream names must be strings", request_id)
         if method == "UNSUBSCRIBE":
@@ -237,7 +244,7 @@ class Streams:
             self._subscribe(listener, name)
         return self._result(None, request_id)
 
-    def _property(self, listener: Listener, method: str, params: list[Any], request_id: int) -> bytes:
+    def _property(self, listener: Listener, method: str, params: list[Any], request_id: int | str) -> bytes:
         wanted = 2 if method == "SET_PROPERTY" else 1
         if len(params) > wanted:
             return _error(2, "Invalid request: too many parameters", request_id)
@@ -253,7 +260,7 @@ class Streams:
         return self._result(None, request_id)
 
     @staticmethod
-    def _result(value: object, request_id: int) -> bytes:
+    def _result(value: object, request_id: int | str) -> bytes:
         return msgspec.json.encode({"result": value, "id": request_id})
 
     # ------------------------------------------------------------------ private events

@@ -51,13 +51,12 @@ async def place_test(call: Call) -> Any:
 
 def _modifier(call: Call, params: Params) -> Callable[[], Any]:
     entry = parse_modify(params, call.venue.state.index, call.venue.state.specs)
-    modify_id = params.integer("modifyId")
 
     def at_book() -> Any:
         call.check_engine_window()
         order = call.venue.core.placing.modify(call.account, entry)
         answer = payloads.order_answer(call.venue.state, order) | {"pair": call.venue.state.specs[order.symbol].symbol}
-        return answer | ({"modifyId": modify_id} if modify_id is not None else {})
+        return answer | ({"modifyId": entry.modify_id} if entry.modify_id is not None else {})
 
     return at_book
 
@@ -141,7 +140,8 @@ def modify_batch(call: Call) -> Awaitable[Any]:
 
 def cancel_batch(call: Call) -> Awaitable[Any]:
     symbol = symbol_of(call.params, call.venue.state.index)
-    numbers, names = call.params.get("orderIdList"), call.params.get("origClientOrderIdList")
+    numbers = call.params.get("orderIdList") or call.params.get("orderidlist")  # clients send both spellings, and the venue takes both
+    names = call.params.get("origClientOrderIdList") or call.params.get("origclientorderidlist")
     if numbers is None and names is None:
         raise ApiError(-1102, "orderIdList")
     try:
@@ -229,7 +229,7 @@ def all_orders(call: Call) -> Any:
     rows = [o for o in _mine(call) if (symbol is None or o.symbol == symbol)
             and o.id >= (first or 0) and start <= o.created_ms <= end and _visible(o, state.now_ms)]  # fmt: skip
     rows = rows[:limit] if first is not None or params.get("startTime") is not None else rows[-limit:]
-    return [payloads.order_row(state, o) for o in rows]
+    return [payloads.order_row_with_pair(state, o) for o in rows]
 
 
 def user_trades(call: Call) -> Any:
@@ -289,7 +289,7 @@ def open_algos(call: Call) -> Any:
     symbol, algo_id = optional_symbol(call.params, state.index), call.params.integer("algoId")
     call.params.choice("algoType", ("CONDITIONAL",), -1130)
     rows = _my_algos(call) if call.lag_ms else state.open_algos[call.account_index].values()
-    return [payloads.algo_row(state, a) for a in rows
+    return [payloads.algo_list_row(state, a) for a in rows
             if a.open and (symbol is None or a.symbol == symbol) and (algo_id is None or a.id == algo_id)]  # fmt: skip
 
 
@@ -299,4 +299,4 @@ def all_algos(call: Call) -> Any:
     start, end = (0, INT64_MAX) if first is not None else span_of(params, state.now_ms, 7)
     rows = [a for a in _my_algos(call) if a.symbol == symbol and a.id >= (first or 0)
             and start <= a.created_ms <= end]  # fmt: skip
-    return [payloads.algo_row(state, a) for a in rows[-limit:]]
+    return [payloads.algo_list_row(state, a) for a in rows[-limit:]]

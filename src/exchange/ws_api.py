@@ -155,7 +155,7 @@ class WsApi:
 
     @staticmethod
     def _wants_limits(request: Request, session: Session) -> bool:
-        wanted = request.params.pop("returnRateLimits", None)
+        wanted = request.params.get("returnRateLimits")
         return session.show_limits if wanted is None else str(wanted).lower() != "false"
 
     def _pay(self, endpoint_weight: int) -> None:
