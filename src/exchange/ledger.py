@@ -73,6 +73,7 @@ class AccountState(msgspec.Struct, kw_only=True):
     leverage_default: int = 20
     hedge: bool = False
     multi_assets: bool = False
+    fee_burn: bool = False
     settings: dict[int, SymbolSettings] = {}
     positions: dict[str, Position] = {}
     updated_ms: int = 0

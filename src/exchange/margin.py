@@ -15,6 +15,8 @@ from src.exchange.symbols import Bracket, SymbolSpec
 
 MarkOf = Callable[[int], Decimal]
 OrdersOf = Callable[[int, int], Iterable[Order]]
+ADL_STEPS = (Decimal("0.5"), Decimal(1), Decimal(2))
+"""Profit on margin from which a position stands higher in the queue for deleveraging."""
 
 
 class Exposure(NamedTuple):
@@ -132,6 +134,13 @@ def summary(account: AccountState, specs: Sequence[SymbolSpec], mark_of: MarkOf,
     return Summary(
         account.wallet.balance, unrealised, cross, cross_unrealised, position_initial, open_initial, maint, cross_maint, available, withdraw
     )
+
+
+def adl_place(account: AccountState, position: Position, mark: Decimal) -> int:
+    """Its place in the queue for deleveraging, 0 to 4, by its own profit on its margin: others' positions are not known."""
+    margin = abs(position.qty) * mark / account.setting(position.symbol).leverage
+    profit = position.unrealised(mark)
+    return 0 if profit <= 0 or not margin else 1 + sum(profit / margin >= step for step in ADL_STEPS)
 
 
 def liquidation_price(account: AccountState, spec: SymbolSpec, position: Position, total: Summary, mark: Decimal) -> Decimal:

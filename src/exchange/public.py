@@ -6,6 +6,9 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from src.exchange import depth
 from src.exchange.call import Call
 from src.exchange.candles import DAY_MS, HOUR_MS, INTERVALS, MINUTE_MS, Day, candles, length_of, open_of, rest_rows
@@ -19,6 +22,7 @@ from src.exchange.symbols import SymbolSpec
 DEPTH_LIMITS = (5, 10, 20, 50, 100, 500, 1000)
 ORDER_TYPES = ("LIMIT", "MARKET", "STOP", "STOP_MARKET", "TAKE_PROFIT", "TAKE_PROFIT_MARKET", "TRAILING_STOP_MARKET")
 AGG_LOOK_BACK_MS = 2 * DAY_MS
+OLD_LOOK_BACK_MS = 30 * DAY_MS
 SERVER_TIME_STALE_MS = 3 * DAY_MS
 ASSETS = (("USDT", "-10000"), ("BTC", "-0.10000000"), ("BNB", "-10"), ("ETH", "-5"), ("USDC", "-10000"), ("FDUSD", "0"), ("BNFCR", "0"),
           ("BFUSD", "0"), ("LDUSDT", "0"), ("RWUSD", "0"), ("USD1", "0"), ("U", "0"))  # fmt: skip
@@ -120,9 +124,30 @@ def order_book(call: Call) -> dict[str, Any]:
 
 
 def trades(call: Call) -> list[dict[str, Any]]:
+    symbol = symbol_of(call.params, call.venue.state.index)
+    rows = call.venue.core.market.agg_trades(symbol, to_ms=call.venue.state.now_ms, limit=limit_of(call.params, 500, 1000))
+    return _trade_rows(call, symbol, rows)
+
+
+def old_trades(call: Call) -> list[dict[str, Any]]:
+    """From a trade's id on, or the last ones."""
+    state, market = call.venue.state, call.venue.core.market
+    symbol, limit, from_id = symbol_of(call.params, state.index), limit_of(call.params, 100, 500), call.params.integer("fromId")
+    if from_id is None:
+        return _trade_rows(call, symbol, market.agg_trades(symbol, to_ms=state.now_ms, limit=limit))
+    newest = market.agg_trades(symbol, to_ms=state.now_ms, limit=1)
+    low, high = 0, int(newest["agg_id"][-1]) + 1 if len(newest) else 0
+    while low < high:  # the first aggregate that ends at that id or later
+        middle = (low + high) // 2
+        found = market.agg_trades(symbol, from_id=middle, to_ms=state.now_ms, limit=1)
+        low, high = (low, middle) if len(found) and int(found["last_id"][0]) >= from_id else (middle + 1, high)
+    rows = market.agg_trades(symbol, from_id=low, to_ms=state.now_ms, limit=limit)
+    return _trade_rows(call, symbol, rows[rows["time_ms"] >= state.now_ms - OLD_LOOK_BACK_MS])
+
+
+def _trade_rows(call: Call, symbol: int, rows: NDArray[np.void]) -> list[dict[str, Any]]:
+    """One row an aggregate trade: nothing finer is known."""
     state, words = call.venue.state, call.venue.words
-    symbol = symbol_of(call.params, state.index)
-    rows = call.venue.core.market.agg_trades(symbol, to_ms=state.now_ms, limit=limit_of(call.params, 500, 1000))
     return [
         {"id": int(r["last_id"]), "price": words.price[symbol](int(r["price"])), "qty": words.qty[symbol](int(r["qty"])),
          "quoteQty": format(int(r["price"]) * state.specs[symbol].tick * int(r["qty"]) * state.specs[symbol].step, "f"),
@@ -206,6 +231,13 @@ def price_klines(call: Call) -> list[list[Any]]:
     name = "symbol" if "symbol" in params else "pair"
     rows = _klines(call, symbol_of(params, call.venue.state.index, name), tuple(INTERVALS))
     return [[*row[:5], "0", row[6], "0", row[8], "0", "0", "0"] for row in rows]
+
+
+def premium_klines(call: Call) -> list[list[Any]]:
+    """Nothing but zeros: the index is the contract's own."""
+    rows = _klines(call, symbol_of(call.params, call.venue.state.index), tuple(INTERVALS))
+    zero = money(Decimal(0))
+    return [[row[0], zero, zero, zero, zero, "0", row[6], "0", row[8], "0", "0", "0"] for row in rows]
 
 
 # ---------------------------------------------------------------------- mark, funding
@@ -330,4 +362,9 @@ def ticker_book(call: Call) -> Any:
 def open_interest(call: Call) -> dict[str, Any]:
     symbol = symbol_of(call.params, call.venue.state.index)
     spec = call.venue.state.specs[symbol]
-    return {"symbol": spec.symbol, "openInterest": format(spec.market_max_qty * 100, "f"), "time": call.venue.state.now_ms}
+    return {"symbol": spec.symbol, "openInterest": format(open_interest_of(spec), "f"), "time": call.venue.state.now_ms}
+
+
+def open_interest_of(spec: SymbolSpec) -> Decimal:
+    """A constant: nobody counts the positions of others."""
+    return spec.market_max_qty * 100

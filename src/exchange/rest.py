@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from src.error_handler import failure
-from src.exchange import account_ops, public, trading
+from src.exchange import account_ops, figures, public, records, trading
 from src.exchange.auth import check_time, signed_part
 from src.exchange.call import Call, Endpoint, Security
 from src.exchange.errors import ApiError
@@ -46,6 +46,22 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("GET", "v2/ticker/price"): Endpoint(public.ticker_price, weight=_by_symbol(1, 2)),
     ("GET", "v1/ticker/bookTicker"): Endpoint(public.ticker_book, weight=_by_symbol(2, 5)),
     ("GET", "v1/openInterest"): Endpoint(public.open_interest, history=True),
+    ("GET", "v1/historicalTrades"): Endpoint(public.old_trades, KEY, 200, history=True),
+    ("GET", "v1/rpiDepth"): Endpoint(public.order_book, weight=20),
+    ("GET", "v1/premiumIndexKlines"): Endpoint(public.premium_klines, weight=public.kline_weight, history=True),
+    ("GET", "v1/constituents"): Endpoint(figures.constituents, weight=2),
+    ("GET", "v1/indexInfo"): Endpoint(figures.index_info),
+    ("GET", "v1/assetIndex"): Endpoint(figures.asset_index, weight=_by_symbol(1, 10)),
+    ("GET", "v1/insuranceBalance"): Endpoint(figures.insurance_balance),
+    ("GET", "v1/symbolAdlRisk"): Endpoint(figures.adl_risk),
+    ("GET", "v1/tradingSchedule"): Endpoint(figures.trading_schedule, weight=5),
+    ("GET", "/futures/data/openInterestHist"): Endpoint(figures.open_interest_history, weight=0, weighed=False, history=True),
+    ("GET", "/futures/data/topLongShortAccountRatio"): Endpoint(figures.long_short_ratio, weight=0, weighed=False, history=True),
+    ("GET", "/futures/data/topLongShortPositionRatio"): Endpoint(figures.long_short_ratio, weight=0, weighed=False, history=True),
+    ("GET", "/futures/data/globalLongShortAccountRatio"): Endpoint(figures.long_short_ratio, weight=0, weighed=False, history=True),
+    ("GET", "/futures/data/takerlongshortRatio"): Endpoint(figures.taker_volume, weight=0, weighed=False, history=True),
+    ("GET", "/futures/data/basis"): Endpoint(figures.basis, weight=0, weighed=False, history=True),
+    ("GET", "/futures/data/delivery-price"): Endpoint(figures.delivery_prices, weight=0, weighed=False, history=True),
     ("POST", "v1/order"): Endpoint(trading.place, SIGNED, 0, (1, 1)),
     ("PUT", "v1/order"): Endpoint(trading.modify, SIGNED, 0, (1, 1)),
     ("GET", "v1/order"): Endpoint(trading.query, SIGNED, 1),
@@ -84,17 +100,27 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("GET", "v1/commissionRate"): Endpoint(account_ops.commission_rate, SIGNED, 20),
     ("GET", "v1/income"): Endpoint(account_ops.income, SIGNED, 30),
     ("POST", "v1/positionMargin"): Endpoint(account_ops.position_margin, SIGNED, 1),
+    ("GET", "v1/positionMargin/history"): Endpoint(records.margin_moves, SIGNED, 1),
+    ("GET", "v1/orderAmendment"): Endpoint(records.amendments, SIGNED, 1),
+    ("GET", "v1/forceOrders"): Endpoint(records.force_orders, SIGNED, _by_symbol(20, 50)),
+    ("GET", "v1/adlQuantile"): Endpoint(records.adl_quantiles, SIGNED, 5),
+    ("GET", "v1/feeBurn"): Endpoint(records.fee_burn, SIGNED, 30),
+    ("POST", "v1/feeBurn"): Endpoint(records.set_fee_burn, SIGNED, 1),
+    ("GET", "v1/apiTradingStatus"): Endpoint(records.trading_status, SIGNED, _by_symbol(1, 10)),
+    ("POST", "v1/stock/contract"): Endpoint(records.sign_agreement, SIGNED, 50),
     ("GET", "v1/rateLimit/order"): Endpoint(account_ops.order_limits, SIGNED, 1),
     ("POST", "v1/listenKey"): Endpoint(account_ops.open_listen_key, KEY, 1),
     ("PUT", "v1/listenKey"): Endpoint(account_ops.extend_listen_key, KEY, 1),
     ("DELETE", "v1/listenKey"): Endpoint(account_ops.close_listen_key, KEY, 1),
 }
 PREFIX = "/fapi/"
+STATISTICS_PREFIX = "/futures/data/"
+"""Of endpoints that stand in the table with their whole path."""
 _JSON = {"Content-Type": "application/json"}
 
 
 class Rest:
-    """Answers requests under /fapi."""
+    """Answers requests under /fapi and /futures/data."""
 
     def __init__(self, venue: Venue) -> None:
         self._venue = venue

@@ -24,7 +24,7 @@ from src.exchange.jumps import JumpingMarket
 from src.exchange.market import Market, open_market
 from src.exchange.mishaps import Mishaps
 from src.exchange.options import ExchangeOptions
-from src.exchange.rest import BODY_MAX, Rest
+from src.exchange.rest import BODY_MAX, STATISTICS_PREFIX, Rest
 from src.exchange.rest import PREFIX as REST_PREFIX
 from src.exchange.streams import Streams
 from src.exchange.venue import Venue
@@ -109,7 +109,7 @@ class Server:
         path, shut = request.raw_path.partition("?")[0], self._venue.shut
         if shut is not None and not path.startswith(CONTROL_PREFIX):
             return web.Response(status=shut.status, body=shut.body, content_type=shut.content_type)
-        if path.startswith(REST_PREFIX):
+        if path.startswith((REST_PREFIX, STATISTICS_PREFIX)):
             return await self._rest.handle(request)
         if path == ws_api.PATH:
             return await self._ws_api.handle(request)

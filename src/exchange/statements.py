@@ -7,7 +7,7 @@ from typing import Any
 
 from src.exchange.events import average_text, money, text
 from src.exchange.ledger import AccountState, Position
-from src.exchange.margin import Exposure, Summary, exposure, liquidation_price, max_notional, order_notionals
+from src.exchange.margin import Exposure, Summary, adl_place, exposure, liquidation_price, max_notional, order_notionals
 from src.exchange.orders import PositionSide
 from src.exchange.state import State
 
@@ -84,7 +84,7 @@ def account_v2(state: State, account: AccountState) -> dict[str, Any]:
             "askNotional": money(row.ask),
             "positionSide": position.side, "positionAmt": text(position.qty), "updateTime": position.updated_ms,
         })  # fmt: skip
-    head = RIGHTS | {"feeBurn": False, "tradeGroupId": -1, "updateTime": 0, "multiAssetsMargin": account.multi_assets}
+    head = RIGHTS | {"feeBurn": account.fee_burn, "tradeGroupId": -1, "updateTime": 0, "multiAssetsMargin": account.multi_assets}
     return head | _totals(total) | {"assets": [_asset_row(account, total) | {"marginAvailable": True}], "positions": positions}
 
 
@@ -117,7 +117,8 @@ def position_risk_v3(state: State, account: AccountState, symbol: int | None) ->
             "isolatedMargin": money(_isolated_margin(state, account, position, row)), "notional": money(row.notional),
             "marginAsset": "USDT",
             "isolatedWallet": money(position.isolated_wallet), "initialMargin": money(row.initial), "maintMargin": money(row.maint),
-            "positionInitialMargin": money(row.position_initial), "openOrderInitialMargin": money(row.open_order_initial), "adl": 1,
+            "positionInitialMargin": money(row.position_initial), "openOrderInitialMargin": money(row.open_order_initial),
+            "adl": adl_place(account, position, mark),
             "bidNotional": money(row.bid), "askNotional": money(row.ask), "updateTime": position.updated_ms,
         })  # fmt: skip
     return answer
