@@ -110,6 +110,9 @@ class Settings:
     data_dir: str = _setting("data", "folder", "market data and reports")
     models_dir: str = _setting("models", "folder", "trained models")
 
+    record: bool = _setting(False, "0 or 1", "record the Feed's frames and ring slots to DATA_DIR/recordings")
+    record_max_gb: Decimal = _setting(Decimal(10), "GB", "all recordings together; the oldest files go first", low=Decimal("0.01"), high=10_000)
+
     sim_market: str = _setting("synthetic", "", "the local exchange's market", choices=("synthetic", "replay"))
     sim_data: str = _setting("", "path", "replay: a Parquet file or folder of trades or candles", empty=True)
     sim_start: str = _setting("", "UTC", "replay: where live trading begins, such as 2025-05-05T14:30; what lies before is history", empty=True)

@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from src.error_handler import Fatal
+from src.recordings import files_in, trades_of
 from src.store import PLAYED, read_description
 
 ACCEPTED = """\
 a Parquet file, or a folder of them, of candles or of trades (not both), or a folder of the store that download fills
-(klines/1m, aggTrades, or a symbol's below one of them; the whole store where it holds one of these); one row each:
+(klines/1m, aggTrades, or a symbol's below one of them; the whole store where it holds one of these), or a folder of
+recordings (RECORD=1: the trades among a run's frames); one row each:
   candles: [symbol], open_time (also ts_ms, ts_us, ts, timestamp, open_ms), open, high, low, close, volume,
            [quote_volume], [trades (also count)], [taker_buy_volume (also taker_volume, taker_buy_base_volume)]
   trades:  [symbol], transact_time (also ts_ms, ts_us, time, timestamp), price, qty (also quantity), is_buyer_maker,
@@ -122,7 +124,7 @@ def load_recording(path: str, *, symbols: Sequence[str] = (), setting: str = "SI
     """Read and check a recording; with ``symbols``, only those. Fatal, naming ``setting``, for everything that is not as accepted."""
     asked = _Asked(setting, path)
     files = _files(path, symbols, asked)
-    candles, trades = _load(files, symbols, asked)
+    candles, trades = _load_frames(files, symbols, asked) if _are_frames(files) else _load(files, symbols, asked)
     if candles and trades:
         asked.refuse("it mixes files of candles and of trades")
     found = sorted({*candles, *trades})
@@ -160,12 +162,24 @@ def _load(files: Sequence[Path], symbols: Sequence[str], asked: _Asked) -> tuple
     return candles, trades
 
 
+def _are_frames(files: Sequence[Path]) -> bool:
+    return all(file.name.startswith("frames-") for file in files)
+
+
+def _load_frames(files: Sequence[Path], symbols: Sequence[str], asked: _Asked) -> tuple[dict[str, list[Candles]], dict[str, list[TradeRows]]]:
+    """The aggregate trades that the Feed has received."""
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    if rows > ROWS_MAX:
+        asked.refuse(f"it holds {rows:,} frames, and at most {ROWS_MAX:,} can be played; choose fewer files")
+    return {}, {symbol: [_trades(table, f"the frames of {symbol}", asked)] for symbol, table in trades_of(files, symbols).items()}
+
+
 def _files(path: str, symbols: Sequence[str], asked: _Asked) -> list[Path]:
     if not path:
         asked.refuse("no path is given")
     where = Path(path).expanduser()
     if where.is_dir():
-        files = sorted(where.glob("*.parquet")) or _files_of_store(where, symbols, asked)
+        files = files_in(where, "frames") or sorted(where.glob("*.parquet")) or _files_of_store(where, symbols, asked)
         if not files:
             asked.refuse("the folder holds no .parquet file")
         return files

@@ -43,7 +43,7 @@ from src.links import Route
 from src.market_universe import Standing, standing
 from src.models import SymbolRules
 from src.ring_buffer import Ring
-from src.sockets import Patience, Shard, SocketEvent, SocketState, Streams
+from src.sockets import MakeLink, Patience, Shard, SocketEvent, SocketState, Streams, make_link
 from src.venue.budget import shared_governor, show_use
 from src.venue.messages import AggTrade, ContractInfo
 from src.venue.queries import agg_trades
@@ -69,7 +69,8 @@ class FeedOptions:
     ``spare``: places for symbols that begin later.
 
     ``close_grace_ms``: market time, and never less than 20 ms of wall time. ``gap_hold_s``: wall time. ``backfill_max``: trades of one
-    hole that are fetched. ``records``: size of the table that holds what the ring has no room for (a power of two).
+    hole that are fetched. ``records``: size of the table that holds what the ring has no room for (a power of two). ``make_link``,
+    ``make_conflator``: what links and table are made by; a recorder puts its own there.
     """
 
     market_url: str
@@ -84,6 +85,8 @@ class FeedOptions:
     backfill_max: int = 10_000
     patience: Patience = Patience()
     records: int = RECORDS_DEFAULT
+    make_link: MakeLink = make_link
+    make_conflator: Callable[[Sequence[float], Ring, int, int], Conflator] = Conflator
 
 
 Beside = Callable[["Feed"], Coroutine[Any, Any, None]]
@@ -96,8 +99,8 @@ class Feed:
         self.options = options
         self.rules = list(options.symbols)
         self.place = {rules.symbol: index for index, rules in enumerate(self.rules)}
-        self.conflator = Conflator([float(rules.step) for rules in self.rules], ring, options.records, options.spare)
-        self.shards = [Shard(self, streams, options.patience) for streams in plan(options)]
+        self.conflator = options.make_conflator([float(rules.step) for rules in self.rules], ring, options.records, options.spare)
+        self.shards = [Shard(self, streams, options.patience, options.make_link) for streams in plan(options)]
         self.market = [shard for shard in self.shards if shard.route is Route.MARKET]
         self._names = [rules.symbol for rules in self.rules]
         self.gaps = Gaps(self, self._names, fetch, options.backfill_max)
@@ -312,7 +315,8 @@ class Feed:
             shard = roomy[0]
             shard.add(index, stream_name(route, symbol), symbol, trade_key(index) if market else quote_key(index))
         else:
-            shard = Shard(self, streams_of(self.options, route, {symbol: index}, {symbol: mark_key(index)}), self.options.patience)
+            streams = streams_of(self.options, route, {symbol: index}, {symbol: mark_key(index)})
+            shard = Shard(self, streams, self.options.patience, self.options.make_link)
             self.shards.append(shard)
             self.spawn(shard.run())
         if market:

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,24 @@ def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ri
             def renew(feed: Feed) -> Any:
                 return Renewer(feed, clock, course, life.block.add).run()
 
-            await run_feed(options, Ring.over(ring), life.counters, life.ready, life.stop, renew)
+            with _recorded(options, settings) as options:
+                await run_feed(options, Ring.over(ring), life.counters, life.ready, life.stop, renew)
 
     live(name, pipe, settings, counters, main)
+
+
+@contextmanager
+def _recorded(options: Any, s: Settings) -> Iterator[Any]:
+    """The Feed's options, with a recorder in them where RECORD says so. Without it nothing of that is loaded."""
+    if not s.record:
+        yield options
+        return
+    from dataclasses import replace
+
+    from src.recorder import Recorder
+
+    with Recorder(Path(s.data_dir) / "recordings", options.clock, int(s.record_max_gb * 10**9)) as recorder:
+        yield replace(options, make_link=recorder.make_link, make_conflator=recorder.make_conflator)
 
 
 def _held(s: Settings) -> list[str]:

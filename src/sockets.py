@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
@@ -23,7 +23,7 @@ from picows import WSError, ws_connect
 from src.clock import unseeded
 from src.config import proxy_for
 from src.error_handler import info, warn
-from src.links import FRAME_BYTES_MAX, Link, MarketLink, PublicLink, Receiver, Route, why_ended
+from src.links import FRAME_BYTES_MAX, Carrier, Link, MarketLink, PublicLink, Receiver, Route, why_ended
 
 READ_BUFFER_BYTES = 256 * 1024
 SUBSCRIBE_NAMES = 50
@@ -96,6 +96,14 @@ def next_state(state: SocketState, event: SocketEvent) -> SocketState | None:
     return NEXT.get((state, event))
 
 
+MakeLink = Callable[[Receiver, Carrier, bool], Link]
+
+
+def make_link(sink: Receiver, carrier: Carrier, hold: bool) -> Link:
+    """The connection that a carrier's route needs."""
+    return (MarketLink if carrier.route is Route.MARKET else PublicLink)(sink, carrier, hold)
+
+
 class Sink(Receiver, Protocol):
     """Where links and shards deliver."""
 
@@ -124,8 +132,9 @@ class Streams:
 class Shard:
     """A set of streams and the task that keeps a link for it. ``stream``: names by symbol index. ``event_ms``: newest venue time shown."""
 
-    def __init__(self, sink: Sink, streams: Streams, patience: Patience) -> None:
+    def __init__(self, sink: Sink, streams: Streams, patience: Patience, make: MakeLink = make_link) -> None:
         self._sink = sink
+        self._make_link = make
         self._url = streams.url
         self._extra = streams.extra
         self._patience = patience
@@ -220,7 +229,7 @@ class Shard:
 
     async def _dial(self, hold: bool) -> Link:
         """A link with every stream acknowledged, or one that says why it was ``refused``. A held one leaves the shard's state alone."""
-        link = (MarketLink if self.route is Route.MARKET else PublicLink)(self._sink, self, hold)
+        link = self._make_link(self._sink, self, hold)
         patience_s = self._patience.connect_s
         try:
             async with asyncio.timeout(patience_s + len(self.stream) / SUBSCRIBE_NAMES * SUBSCRIBE_EVERY_S):
