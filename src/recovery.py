@@ -78,6 +78,7 @@ async def _pass(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock: Clo
 
 async def _reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock: Clock) -> None:
     account, guards = await _snapshot(gateway)
+    strays = [g for g in guards if g.client_id not in {o.client_id for s in portfolio.slots.values() for o in s.orders()}]
     trade.account = replace(account, as_of_ms=account.as_of_ms or clock.market_ms())
     await _learn_rules(gateway, {*portfolio.slots, *[p.symbol for p in account.positions]})
     _protect(trade, portfolio, account, guards, clock)
@@ -85,7 +86,7 @@ async def _reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock
     for position in account.positions:
         if position.symbol not in portfolio.slots:
             await _judge(trade, portfolio, gateway, position, guards, clock)
-    await _cancel_orphans(trade, portfolio, gateway, guards)
+    await _cancel_orphans(trade, portfolio, gateway, strays)
     trade.run(portfolio.tick(monotonic_ns(), clock.market_ms(), contact=gateway.contact(monotonic_ns())))
     if failed:
         raise failed[0]
@@ -217,10 +218,9 @@ def _slot_of(position: PositionUpdate, fills: Sequence[Fill], guards: Sequence[A
     return slot
 
 
-async def _cancel_orphans(trade: Trade, portfolio: Portfolio, gateway: Gateway, guards: Sequence[AlgoUpdate]) -> None:
-    """Guards of ours, not of a newer copy, that belong to no slot, seen twice: cancelled, since they could only surprise."""
-    mine = {o.client_id for s in portfolio.slots.values() for o in s.orders()}
-    orphans = {g.client_id: g for g in guards if g.client_id not in mine and g.symbol not in portfolio.slots
+async def _cancel_orphans(trade: Trade, portfolio: Portfolio, gateway: Gateway, strays: Sequence[AlgoUpdate]) -> None:
+    """Guards of ours, not of a newer copy, that belonged to no slot, seen twice: cancelled, since they could only surprise."""
+    orphans = {g.client_id: g for g in strays if g.symbol not in portfolio.slots
                and (made := parse(g.client_id)) is not None and made[0] <= trade.epoch_ms}  # fmt: skip
     if not orphans:
         return

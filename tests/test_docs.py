@@ -514,7 +514,7 @@ def test_the_control_door_is_documented() -> None:
     patterns = [case.pattern for node in matches for case in node.cases if isinstance(case.pattern, ast.MatchSequence)]
     cases = {tuple(ast.literal_eval(part.value) for part in pattern.patterns if isinstance(part, ast.MatchValue)) for pattern in patterns}
     assert {tuple(row.split(" /control/")) for row in column("docs/exchange.md", "The control door")} == cases
-    assert column("docs/exchange.md", "Faults") == [kind.value for kind in faults.Kind]
+    assert column("docs/exchange.md", "Kinds of faults") == [kind.value for kind in faults.Kind]
 
 
 def test_the_markets_are_documented() -> None:
@@ -532,7 +532,7 @@ async def test_streams_deliver_as_documented() -> None:
                 await socket.send({"method": "SUBSCRIBE", "params": [name], "id": 2})
                 if name == "!contractInfo":
                     await socket.until(lambda m: m.get("id") == 2)
-                    await client.control("symbol", symbol="ETHUSDT", status="TRADING")
+                    await client.control("symbol", symbol="ETHUSDT", status="SETTLING")
                 got = [m["stream"] for m in await socket.until(lambda m, name=name: m.get("stream") == name) if "stream" in m]
                 assert not silent & set(got)
                 await socket.send({"method": "UNSUBSCRIBE", "params": [name], "id": 3})

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
 
 from src.bus import Topic
-from tests.test_trade import DEAD_WS, NAKED_S, QUICK, Daemon, World, bench, until
+from tests.test_trade import DEAD_WS, NAKED_S, QUICK, Daemon, World, bench, table, until
 
 EXECUTED = {
     "unknown_before": False, "unknown_after": True, "timeout_before": False, "timeout_after": True, "reset_before": False, "reset_after": True,
@@ -40,42 +41,52 @@ async def ended_well(venue: World, d: Daemon, executed: bool) -> None:
 # ------------------------------------------------------------------ the entry's answer
 
 
-@pytest.mark.parametrize("kind", EXECUTED)
-async def test_an_entry_with_a_rude_answer_is_one_position_or_none(tmp_path: Path, kind: str) -> None:
-    async with bench(tmp_path, patience=QUICK) as (venue, d):
-        await venue.fault("order.place", kind)
-        d.hear()
-        await ended_well(venue, d, EXECUTED[kind])
-        assert EXECUTED[kind] or (kind in SURE) == ("never reached" not in d.refused[0][1])
+async def test_an_entry_with_a_rude_answer_is_one_position_or_none(tmp_path: Path) -> None:
+    async def row(kind: str) -> None:
+        async with bench(tmp_path / kind, patience=QUICK) as (venue, d):
+            await venue.fault("order.place", kind)
+            d.hear()
+            await ended_well(venue, d, EXECUTED[kind])
+            assert EXECUTED[kind] or (kind in SURE) == ("never reached" not in d.refused[0][1])
+
+    await table(EXECUTED, row)
 
 
-@pytest.mark.parametrize("kind", EXECUTED)
-async def test_the_same_over_rest_where_the_ws_api_is_down(tmp_path: Path, kind: str) -> None:
-    async with bench(tmp_path, ws_url=DEAD_WS, patience=QUICK) as (venue, d):
-        await venue.fault("POST v1/order", kind)
-        d.hear()
-        await ended_well(venue, d, EXECUTED[kind])
+async def test_the_same_over_rest_where_the_ws_api_is_down(tmp_path: Path) -> None:
+    async def row(kind: str) -> None:
+        async with bench(tmp_path / kind, ws_url=DEAD_WS, patience=QUICK) as (venue, d):
+            await venue.fault("POST v1/order", kind)
+            d.hear()
+            await ended_well(venue, d, EXECUTED[kind])
+
+    await table(EXECUTED, row)
 
 
-@pytest.mark.parametrize("kind", EXECUTED)
-async def test_the_same_while_the_user_stream_is_connected_and_mute(tmp_path: Path, kind: str) -> None:
+async def test_the_same_while_the_user_stream_is_connected_and_mute(tmp_path: Path) -> None:
     """What nobody tells is found by asking, and within the naked limit."""
-    async with bench(tmp_path, patience=QUICK) as (venue, d):
-        await venue.client.control("mute", route="private", on=True)
-        await venue.fault("order.place", kind)
-        d.hear()
-        await ended_well(venue, d, EXECUTED[kind])
+
+    async def row(kind: str) -> None:
+        async with bench(tmp_path / kind, patience=QUICK) as (venue, d):
+            await venue.client.control("mute", route="private", on=True)
+            await venue.fault("order.place", kind)
+            d.hear()
+            await ended_well(venue, d, EXECUTED[kind])
+
+    await table(EXECUTED, row)
 
 
-@pytest.mark.parametrize("kind", ["unknown_after", "unknown_before", "silent_after", "reset_after"])
-async def test_the_same_while_queries_lag_too(tmp_path: Path, kind: str) -> None:
+async def test_the_same_while_queries_lag_too(tmp_path: Path) -> None:
     """The order 'does not exist' for a while, nothing is told, and the position is held all the same."""
-    async with bench(tmp_path, patience=QUICK) as (venue, d):
-        await venue.client.control("mute", route="private", on=True)
-        await venue.fault("order.place", kind)
-        await venue.fault("GET v1/order", "stale", count=3)
-        d.hear()
-        await ended_well(venue, d, EXECUTED[kind])
+
+    async def row(kind: str) -> None:
+        async with bench(tmp_path / kind, patience=QUICK) as (venue, d):
+            await venue.client.control("mute", route="private", on=True)
+            await venue.fault("order.place", kind)
+            await venue.fault("GET v1/order", "stale", count=3)
+            d.hear()
+            await ended_well(venue, d, EXECUTED[kind])
+
+    await table(["unknown_after", "unknown_before", "silent_after", "reset_after"], row)
 
 
 async def test_a_stop_stands_in_time_though_nothing_at_all_is_told_or_readable(tmp_path: Path) -> None:
@@ -94,17 +105,19 @@ async def test_a_stop_stands_in_time_though_nothing_at_all_is_told_or_readable(t
         await ended_well(venue, d, True)
 
 
-@pytest.mark.parametrize("door", ["GET v1/userTrades", "GET v3/positionRisk", "GET v1/order"])
-async def test_one_source_that_fails_does_not_hide_what_the_others_say(tmp_path: Path, door: str) -> None:
-    async with bench(tmp_path, patience=QUICK) as (venue, d):
-        await venue.client.control("mute", route="private", on=True)
-        await venue.fault("order.place", "unknown_after")
-        await venue.fault("algoOrder.place", "internal")  # so that the stop in advance does not do it
-        await venue.fault(door, "unavailable", count=1000)
-        d.hear()
-        await until(d.protected)
-        await venue.client.control("clear_faults")
-        await ended_well(venue, d, True)
+async def test_one_source_that_fails_does_not_hide_what_the_others_say(tmp_path: Path) -> None:
+    async def row(door: str) -> None:
+        async with bench(tmp_path / door.replace("/", " "), patience=QUICK) as (venue, d):
+            await venue.client.control("mute", route="private", on=True)
+            await venue.fault("order.place", "unknown_after")
+            await venue.fault("algoOrder.place", "internal")  # so that the stop in advance does not do it
+            await venue.fault(door, "unavailable", count=1000)
+            d.hear()
+            await until(d.protected)
+            await venue.client.control("clear_faults")
+            await ended_well(venue, d, True)
+
+    await table(["GET v1/userTrades", "GET v3/positionRisk", "GET v1/order"], row)
 
 
 async def test_a_wire_that_is_cut_right_after_the_send_leaves_one_position_or_none(tmp_path: Path) -> None:
@@ -131,21 +144,24 @@ async def test_a_slow_answer_overtaken_by_its_fill_changes_nothing(tmp_path: Pat
 # ------------------------------------------------------------------ what the user stream tells
 
 
-@pytest.mark.parametrize("event", ["ORDER_TRADE_UPDATE", "ACCOUNT_UPDATE", "ALGO_UPDATE", "*"])
 @pytest.mark.parametrize("kind", ["duplicate", "delay", "drop"])
-async def test_events_that_come_twice_late_or_never(tmp_path: Path, event: str, kind: str) -> None:
+async def test_events_that_come_twice_late_or_never(tmp_path: Path, kind: str) -> None:
     """A whole life, from the entry to a target that is reached, while every event of a sort is lost, doubled or 400 ms late."""
-    async with bench(tmp_path, patience=QUICK) as (venue, d):
-        await venue.fault(event, kind, count=1000, delay_s=0.4)
-        d.hear()
-        await until(d.protected)
-        await venue.move("BTCUSDT", 61_000)
-        await until(d.gone, "the slot is free")
-        assert [t.reason for t in d.closed] == ["target"]
-        assert await venue.held() == 0 and not await venue.standing()
-        assert venue.watch.naked_s <= NAKED_S
-        await until(lambda: not d.portfolio.foreign)
-        await d.agree()
+
+    async def row(event: str) -> None:
+        async with bench(tmp_path / event.replace("*", "all"), patience=QUICK) as (venue, d):
+            await venue.fault(event, kind, count=1000, delay_s=0.4)
+            d.hear()
+            await until(d.protected)
+            await venue.move("BTCUSDT", 61_000)
+            await until(d.gone, "the slot is free")
+            assert [t.reason for t in d.closed] == ["target"]
+            assert await venue.held() == 0 and not await venue.standing()
+            assert venue.watch.naked_s <= NAKED_S
+            await until(lambda: not d.portfolio.foreign)
+            await d.agree()
+
+    await table(["ORDER_TRADE_UPDATE", "ACCOUNT_UPDATE", "ALGO_UPDATE", "*"], row)
 
 
 async def test_a_fill_of_the_entry_that_is_lost_is_found(tmp_path: Path) -> None:
@@ -160,25 +176,28 @@ async def test_a_fill_of_the_entry_that_is_lost_is_found(tmp_path: Path) -> None
 # ------------------------------------------------------------------ guards
 
 
-@pytest.mark.parametrize("kind", [*EXECUTED, "stale"])
 @pytest.mark.parametrize("mute", [False, True], ids=["told", "mute"])
-async def test_a_stop_with_a_rude_answer_stands_once_and_in_time(tmp_path: Path, kind: str, mute: bool) -> None:
+async def test_a_stop_with_a_rude_answer_stands_once_and_in_time(tmp_path: Path, mute: bool) -> None:
     """``stale`` is a refusal with a code that says nothing about stops."""
-    async with bench(tmp_path, patience=QUICK) as (venue, d):
-        await venue.fault("algoOrder.place", kind)
-        if mute:
-            await venue.fault("ALGO_UPDATE", "drop", count=1000)
-        d.hear()
-        await until(d.protected)
-        assert len(await venue.standing()) == 1 and venue.watch.naked_s <= NAKED_S
-        stop = d.slot().stop
-        assert stop is not None and stop.client_id == (await venue.standing())[0]["client_id"]
-        await d.agree()
-        await venue.client.control("clear_faults")
-        await venue.move("BTCUSDT", 61_000)
-        await until(d.gone, "the slot is free")
-        assert not await venue.standing()
-        await d.agree()
+
+    async def row(kind: str) -> None:
+        async with bench(tmp_path / kind, patience=QUICK) as (venue, d):
+            await venue.fault("algoOrder.place", kind)
+            if mute:
+                await venue.fault("ALGO_UPDATE", "drop", count=1000)
+            d.hear()
+            await until(d.protected)
+            assert len(await venue.standing()) == 1 and venue.watch.naked_s <= NAKED_S
+            stop = d.slot().stop
+            assert stop is not None and stop.client_id == (await venue.standing())[0]["client_id"]
+            await d.agree()
+            await venue.client.control("clear_faults")
+            await venue.move("BTCUSDT", 61_000)
+            await until(d.gone, "the slot is free")
+            assert not await venue.standing()
+            await d.agree()
+
+    await table([*EXECUTED, "stale"], row)
 
 
 async def test_a_position_whose_stop_is_refused_again_and_again_is_flattened_at_the_naked_limit(tmp_path: Path) -> None:
@@ -247,31 +266,36 @@ async def test_a_stop_that_was_put_up_and_never_answered_is_not_put_up_twice(tmp
 # ------------------------------------------------------------------ exits and cancels
 
 
-@pytest.mark.parametrize("kind", EXECUTED)
 @pytest.mark.parametrize("mute", [False, True], ids=["told", "mute"])
-async def test_an_exit_with_a_rude_answer_ends_flat(tmp_path: Path, kind: str, mute: bool) -> None:
-    async with bench(tmp_path, patience=QUICK) as (venue, d):
-        await d.opened()
-        await venue.fault("order.place", kind)
-        await venue.client.control("mute", route="private", on=mute)
-        d.trade.flatten("asked by the test")
-        await until(d.gone, "the slot is free")
-        assert await venue.held() == 0 and d.closed[0].reason == "asked by the test"
-        assert not await venue.standing()
-        await d.agree()
+async def test_an_exit_with_a_rude_answer_ends_flat(tmp_path: Path, mute: bool) -> None:
+    async def row(kind: str) -> None:
+        async with bench(tmp_path / kind, patience=QUICK) as (venue, d):
+            await d.opened()
+            await venue.fault("order.place", kind)
+            await venue.client.control("mute", route="private", on=mute)
+            d.trade.flatten("asked by the test")
+            await until(d.gone, "the slot is free")
+            assert await venue.held() == 0 and d.closed[0].reason == "asked by the test"
+            assert not await venue.standing()
+            await d.agree()
+
+    await table(EXECUTED, row)
 
 
-@pytest.mark.parametrize("kind", EXECUTED)
-async def test_a_cancel_with_a_rude_answer_is_repeated_until_nothing_stands(tmp_path: Path, kind: str) -> None:
-    """His sale closes the position; plain GTC guards would survive it, and the venue does not tell of them."""
-    async with bench(tmp_path, patience=QUICK) as (venue, d):
-        slot = await d.opened()
-        await venue.fault("ALGO_UPDATE", "drop", count=1000)
-        await venue.fault("algoOrder.cancel", kind)
-        await venue.user("SELL", str(slot.qty))
-        await until(d.gone, "the slot is free")
-        assert not await venue.standing() and not await venue.standing(kind="TAKE_PROFIT_MARKET")
-        await d.agree()
+async def test_a_cancel_with_a_rude_answer_is_repeated_until_nothing_stands(tmp_path: Path) -> None:
+    """His sale closes the position, and the venue does not tell what becomes of the guards."""
+
+    async def row(kind: str) -> None:
+        async with bench(tmp_path / kind, patience=QUICK) as (venue, d):
+            slot = await d.opened()
+            await venue.fault("ALGO_UPDATE", "drop", count=1000)
+            await venue.fault("algoOrder.cancel", kind)
+            await venue.user("SELL", str(slot.qty))
+            await until(d.gone, "the slot is free")
+            assert not await venue.standing() and not await venue.standing(kind="TAKE_PROFIT_MARKET")
+            await d.agree()
+
+    await table(EXECUTED, row)
 
 
 # ------------------------------------------------------------------ connections
@@ -328,47 +352,38 @@ async def test_orders_go_over_rest_while_the_ws_api_is_down_and_a_whole_life_pas
         await d.agree()
 
 
-@pytest.mark.parametrize("how", ["down", "hole"])
-async def test_an_entry_whose_wire_dies_with_its_fill_is_protected_at_the_first_contact(tmp_path: Path, how: str) -> None:
-    async with bench(tmp_path, patience=QUICK) as (venue, d):
-        def cut(_position: Any) -> None:
-            venue.relay.hole = True
+async def test_protection_is_the_first_write_when_contact_returns(tmp_path: Path) -> None:
+    """The wire dies with the entry's fill, or under an open position whose stop then goes; for longer than the naked limit, and nobody flattens
+    for that alone."""
+
+    async def row(case: tuple[str, str]) -> None:
+        when, how = case
+        async with bench(tmp_path / f"{when} {how}", patience=QUICK) as (venue, d):
+
+            def cut(_position: Any = None) -> None:
+                venue.relay.hole = True
+                if how == "down":
+                    venue.relay.down()
+
+            if when == "with the fill":
+                d.bus.subscribe(Topic.POSITION_OPENED, cut)
+                d.hear()
+                await until(venue.held)
+            else:
+                slot = await d.opened()
+                cut()
+                await venue.client.good("DELETE", "v1/algoOrder", clientAlgoId=slot.stop.client_id if slot.stop else "")
+            await asyncio.sleep(NAKED_S + 1.0)
+            assert not await venue.standing() and not d.closed
+            venue.relay.hole = False
             if how == "down":
-                venue.relay.down()
+                await venue.relay.up()
+            started = monotonic()
+            await until(venue.standing, "a stop", 15)
+            assert monotonic() - started < NAKED_S + 0.2
+            await until(d.protected, "all is well", 15)
+            await until(lambda: not d.trade.halted, "reconciled", 15)
+            assert not d.closed
+            await d.agree()
 
-        d.bus.subscribe(Topic.POSITION_OPENED, cut)
-        d.hear()
-        await until(venue.held)
-        await asyncio.sleep(NAKED_S + 2.0)
-        assert not await venue.standing() and not d.closed
-        venue.relay.hole = False
-        if how == "down":
-            await venue.relay.up()
-        started = asyncio.get_running_loop().time()
-        await until(venue.standing, "a stop", 15)
-        assert asyncio.get_running_loop().time() - started < NAKED_S + 0.2
-        await until(d.protected, "all is well", 15)
-        await until(lambda: not d.trade.halted)
-        await d.agree()
-
-
-@pytest.mark.parametrize("how", ["down", "hole"])
-async def test_protection_is_the_first_write_when_contact_returns(tmp_path: Path, how: str) -> None:
-    """Both ways are gone for longer than the naked limit, and so is the stop: nobody flattens for that alone."""
-    async with bench(tmp_path, patience=QUICK) as (venue, d):
-        slot = await d.opened()
-        if how == "down":
-            venue.relay.down()
-        venue.relay.hole = True
-        await venue.client.good("DELETE", "v1/algoOrder", clientAlgoId=slot.stop.client_id if slot.stop else "")
-        await asyncio.sleep(NAKED_S + 1.5)
-        venue.relay.hole = False
-        if how == "down":
-            await venue.relay.up()
-        else:
-            venue.relay.cut()
-        await until(venue.standing, "a stop", 15)
-        await until(d.protected)
-        assert not d.closed and await venue.held() == slot.qty
-        await until(lambda: not d.trade.halted)
-        await d.agree()
+    await table([(when, how) for when in ("with the fill", "open") for how in ("down", "hole")], row)

@@ -299,6 +299,7 @@ async def test_a_position_of_others_is_left_alone_by_the_start(tmp_path: Path) -
             assert d.refused[-1] == ("BTCUSDT", "already held")
 
 
+@pytest.mark.slow
 async def test_a_guard_of_ours_that_protects_nothing_of_ours_is_cancelled(tmp_path: Path) -> None:
     async with world() as venue:
         await venue.user("BUY", "0.3")

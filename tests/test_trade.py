@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -45,7 +45,8 @@ NAKED_S = 2.0
 TICK_S = 0.05
 WAIT_S = 8.0
 LIMIT = Limit(D("0.02"), D("0.55"), D(5), D(10), 3, 3, 10, 1500, 5000, False)
-QUICK = Patience(absent_ns=1_200 * MS_NS, lookup_ns=600 * MS_NS, twice_ns=800 * MS_NS, target_again_ns=800 * MS_NS)
+QUICK = Patience(ask_ns=300 * MS_NS, absent_ns=900 * MS_NS, lookup_ns=600 * MS_NS, twice_ns=800 * MS_NS, exit_again_ns=600 * MS_NS,
+                 target_again_ns=800 * MS_NS)  # fmt: skip
 """What is not about the naked limit need not take long in a test."""
 DEAD_WS = "ws://127.0.0.1:1/"
 TICKS = {"BTCUSDT": 0.1, "ETHUSDT": 0.01, "XRPUSDT": 0.0001, "SOLUSDT": 0.01}
@@ -148,7 +149,7 @@ class World:
     async def watching(self) -> None:
         while True:
             self.watch.look(await self.books(), monotonic())
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.04)
 
     def quote(self, symbol: str) -> Quote:
         price, tick = self.price[symbol], TICKS[symbol]
@@ -318,6 +319,19 @@ async def until(check: Callable[[], Any], what: str = "it", within_s: float = WA
             return value
         assert monotonic() < deadline, f"{what} did not happen within {within_s:g} s"
         await asyncio.sleep(0.01)
+
+
+async def table(rows: Iterable[Any], scenario: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+    """Each row in a world of its own, all at once, since they mostly wait. Every row that fails is named."""
+    named = list(rows)
+    outcomes = await asyncio.gather(*[scenario(row) for row in named], return_exceptions=True)
+    failed = []
+    for row, error in zip(named, outcomes, strict=True):
+        if isinstance(error, Exception):
+            error.add_note(f"row {row!r}")
+            failed.append(error)
+    if failed:
+        raise ExceptionGroup(f"{len(failed)} of {len(named)} rows failed", failed)
 
 
 @asynccontextmanager

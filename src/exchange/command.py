@@ -101,7 +101,7 @@ def options_of(argv: list[str]) -> ExchangeOptions:
     parser.add_argument("--speed", type=_speed, default=1.0)
     parser.add_argument("--latency-ms", type=_whole(0, 60_000), default=20)
     parser.add_argument("--books", help="directory in which to keep the books and find them again")
-    parser.add_argument("--path", help="the recording, for --market replay")
+    parser.add_argument("--path", help="the recording, for --market replay and frames")
     parser.add_argument("--start", default="", help="where live trading begins in the recording, such as 2025-05-05T14:30 (UTC)")
     parser.add_argument("--rest-url", default="", help="the venue's public REST, for --market binance")
     parser.add_argument("--market-url", default="", help="its /market streams, such as wss://fstream.binance.com/market")
@@ -112,8 +112,8 @@ def options_of(argv: list[str]) -> ExchangeOptions:
     parser.add_argument("--chaos", type=_whole(0, 2**63), help="a seed: something goes wrong about every 20 seconds")
     parser.add_argument("--limit", type=_limit, action="append", default=[], help="NAME=VALUE, a limit of the venue, such as connection_life_s=60")
     given = parser.parse_args(argv)
-    if given.market == "replay" and not given.path:
-        parser.error("--market replay needs --path")
+    if given.market in ("replay", "frames") and not given.path:
+        parser.error(f"--market {given.market} needs --path")
     venue = _venue(parser, given)
     accounts = tuple(given.account or (DEFAULT_ACCOUNT,))
     if len({a.key for a in accounts}) != len(accounts):

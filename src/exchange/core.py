@@ -56,6 +56,9 @@ class Core:
         self.market = market
         self.state = State(options, market.symbols, now_ms)
         self.state.quotes.told = market.marks()
+        if market.recorded is not None:
+            self.state.quotes.ladders = market.recorded.ladders
+            market.recorded.ladders.now_ms = lambda: self.state.now_ms
         self.execution = Execution(self.state)
         self.placing = Placing(self.state, self.execution)
         self.algo = AlgoService(self.state, self.execution, self.placing, self._later)

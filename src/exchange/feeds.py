@@ -19,8 +19,9 @@ from src.clock import monotonic_ns
 from src.exchange import depth
 from src.exchange.candles import INTERVALS, candles, close_of, length_of, open_of
 from src.exchange.events import money
+from src.exchange.frames import FramesMarket
 from src.exchange.state import UserEvent
-from src.exchange.streams import MARKET, PUBLIC, Channel, Streams
+from src.exchange.streams import MARKET, PUBLIC, Channel, Streams, route_of
 from src.exchange.venue import Venue
 
 WALL_PACE_NS = 100_000_000
@@ -44,6 +45,7 @@ class Feeds:
         self._klines: list[_Kline] = []
         self._tops: dict[int, tuple[int, ...]] = {}
         self._touched: set[int] = set()
+        self._played_ms = self._state.now_ms
         self._stood = self._state.stood
         self._standings = list(self._state.standings)
 
@@ -60,6 +62,9 @@ class Feeds:
             self._index()
         if self._stood != self._state.stood:
             self._contracts()
+        recorded = self._venue.core.market.recorded
+        if recorded is not None:
+            self._play(recorded)
         if not self._streams.channels:
             return
         if len(trades):
@@ -83,6 +88,15 @@ class Feeds:
                 channel.publish(msgspec.json.encode(event))
         self._stood, self._standings = self._state.stood, list(self._state.standings)
 
+    def _play(self, recorded: FramesMarket) -> None:
+        """Frames that are due, as they were received."""
+        channels, muted = self._streams.channels, self._streams.muted
+        for frame in recorded.frames(self._played_ms, self._state.now_ms):
+            channel = channels.get(frame.stream)
+            if channel is not None and route_of(frame.stream) not in muted:
+                channel.publish(frame.payload)
+        self._played_ms = self._state.now_ms
+
     # ------------------------------------------------------------------ what is subscribed
 
     def _index(self) -> None:
@@ -105,11 +119,11 @@ class Feeds:
             "!miniTicker@arr": (1000, self._all_tickers),
             "!ticker@arr": (1000, self._all_tickers),
         }.get(name)  # fmt: skip
-        if every is not None:
+        if every is not None and not self._is_recorded(name):
             self._paced.append(_Paced(channel, MARKET, every[0], every[1]))
             return
         match = _SYMBOL_STREAM.fullmatch(name)
-        if match is None:
+        if match is None or self._is_recorded(name):
             return
         subject, kind, levels, interval, suffix = match.groups()
         if kind == "continuousKline" or (interval and "_perpetual@continuousKline_" in name):
@@ -128,10 +142,14 @@ class Feeds:
             self._paced.append(_Paced(channel, MARKET, 2000, self._one_ticker, symbol))
         elif kind == "kline" and interval in INTERVALS:
             self._klines.append(_Kline(channel, symbol, interval, self._state.now_ms, continuous=False))
-        elif kind == "depth":
+        elif kind == "depth" and suffix != "0ms":
             period = int(suffix.removesuffix("ms")) if suffix else 250
             build = self._partial_depth if levels else self._diff_depth
             self._paced.append(_Paced(channel, PUBLIC, period, build, symbol, int(levels or 20)))
+
+    def _is_recorded(self, name: str) -> bool:
+        recorded = self._venue.core.market.recorded
+        return recorded is not None and name in recorded.streams
 
     def _add_continuous(self, name: str, channel: Channel) -> None:
         pair, _, interval = name.partition("_perpetual@continuousKline_")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from src.exchange.frames import FramesMarket
 from src.exchange.market import Market
 from src.exchange.marks import Marks
 from src.exchange.symbols import SymbolSpec
@@ -19,6 +20,8 @@ class JumpingMarket:
 
     def __init__(self, source: Market) -> None:
         self._source = source
+        self.recorded = source if isinstance(source, FramesMarket) else None
+        """Where raw frames are played."""
         self.jumps: list[tuple[int, int, int]] = []
 
     @property
@@ -38,6 +41,9 @@ class JumpingMarket:
         return self._source.end_ms
 
     def jump(self, symbol: int, at_ms: int, ticks: int) -> None:
+        """ValueError: raw frames are played, whose prices are what they are."""
+        if self.recorded is not None:
+            raise ValueError("the market is a recording's raw frames: its prices cannot be moved")
         self.jumps.append((symbol, at_ms, ticks))
 
     def marks(self) -> Marks | None:

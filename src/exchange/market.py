@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from src.error_handler import Fatal
 from src.exchange.expansion import KLINE_DTYPE, TRADE_DTYPE
+from src.exchange.frames import open_frames
 from src.exchange.marks import Marks
 from src.exchange.replay import open_replay
 from src.exchange.symbols import SymbolSpec
@@ -28,8 +29,8 @@ from src.exchange.synthetic import open_synthetic
 
 __all__ = ["KINDS", "KLINE_DTYPE", "TRADE_DTYPE", "Market", "open_market"]
 
-KINDS = ("synthetic", "replay", "binance")
-MADE = KINDS[:2]
+KINDS = ("synthetic", "replay", "frames", "binance")
+MADE = KINDS[:3]
 
 
 class Market(Protocol):
@@ -90,6 +91,8 @@ def open_market(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | N
         market = open_synthetic(symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
     elif kind == "replay":
         market = open_replay(path=path, symbols=symbols, seed=seed, now_ms=now_ms, resume=resume, start=start)
+    elif kind == "frames":
+        market = open_frames(path=path, symbols=symbols, resume=resume, start=start)
     else:
         raise Fatal(f"SIM_MARKET is {kind!r}, and must be one of {', '.join(MADE)}", setting="SIM_MARKET", value=kind)
     _compile(market)

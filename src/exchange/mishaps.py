@@ -77,6 +77,8 @@ class Mishaps:
         """One fault more. ValueError, KeyError: it names what there is not."""
         if rule.kind in OF_A_CONTRACT and rule.door not in self._venue.state.index and (rule.kind, rule.door) != (Kind.VANISH, "*"):
             raise KeyError(f"no symbol {rule.door!r}")
+        if rule.kind in (Kind.GAP, Kind.FLASH_CRASH) and self._venue.core.market.recorded is not None:
+            raise ValueError("the market is a recording's raw frames: its prices cannot be moved")
         if rule.kind is Kind.SLOW_FRAMES and rule.door not in (*ROUTES, "*"):
             raise ValueError(f"no route {rule.door!r}")
         if rule.kind not in TIMED:

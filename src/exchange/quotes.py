@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.exchange.depth import Top
+from src.exchange.ladders import Ladders
 from src.exchange.marks import Marks
 from src.exchange.orders import E8
 from src.exchange.symbols import SymbolSpec
@@ -62,6 +63,7 @@ class Quotes:
         self.taken_ask = np.zeros(n, np.int64)
         self.mark_e8 = np.zeros(n, np.int64)
         self.told: Marks | None = None
+        self.ladders: Ladders | None = None
         self._jumped_e8 = np.zeros(n, np.int64)
         self._tick_e8 = np.array([int(s.tick / E8) for s in specs], np.int64)
 
@@ -73,7 +75,7 @@ class Quotes:
             getattr(self, name)[sym] = trades[field]
         self.taken_bid[sym] = 0
         self.taken_ask[sym] = 0
-        if self.told is not None:
+        if self.told is not None or self.ladders is not None:
             np.add.at(self.moves, sym[trades["qty"] == 0], 1)
         fresh = self.mark_e8 == 0
         if fresh.any():
@@ -125,10 +127,12 @@ class Quotes:
         return int(TYPICAL_NOTIONAL / price / self.specs[symbol].step) if price else 1
 
     def bids(self, symbol: int) -> Top:
-        return Top(int(self.bid[symbol]), int(self.bid_qty[symbol]), self.typical_steps(symbol))
+        ladders = self.ladders.of(symbol) if self.ladders is not None else None
+        return Top(int(self.bid[symbol]), int(self.bid_qty[symbol]), self.typical_steps(symbol), ladders and ladders[0])
 
     def asks(self, symbol: int) -> Top:
-        return Top(int(self.ask[symbol]), int(self.ask_qty[symbol]), self.typical_steps(symbol))
+        ladders = self.ladders.of(symbol) if self.ladders is not None else None
+        return Top(int(self.ask[symbol]), int(self.ask_qty[symbol]), self.typical_steps(symbol), ladders and ladders[1])
 
     def funding_rate(self, symbol: int, at_ms: int) -> Decimal:
         """The rate settled at ``at_ms``."""

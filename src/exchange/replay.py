@@ -68,7 +68,8 @@ def _digits_of(values: tuple[Floats, ...], largest: int) -> int | None:
     return next((d for d in range(DIGITS_MAX + 1) if all(_fits(v, 10.0**-d, largest) for v in values)), None)
 
 
-def _choose_spec(symbol: str, prices: tuple[Floats, ...], volume: Floats) -> SymbolSpec:
+def choose_spec(symbol: str, prices: tuple[Floats, ...], volume: Floats) -> SymbolSpec:
+    """The venue's own filters where the recorded numbers fit them, else filters out of the recording's digits."""
     known = TABLE.get(symbol)
     if (known is not None and all(_fits(p, float(known.tick), PRICE_TICKS_MAX) for p in prices)
             and _fits(volume, float(known.step), _VOLUME_MAX)):
@@ -291,7 +292,7 @@ def _of_candles(recording: Recording, names: tuple[str, ...], shift: int, seed: 
     specs, bars, grains, raised = [], [], [], 0
     for name in names:
         candles = recording.candles[name]
-        symbol = _choose_spec(name, (candles.open, candles.high, candles.low, candles.close), candles.volume)
+        symbol = choose_spec(name, (candles.open, candles.high, candles.low, candles.close), candles.volume)
         made, grain, more = _to_bars(candles, symbol, recording.interval_ms, seed)
         made["open_ms"] += shift
         specs.append(symbol)
@@ -308,7 +309,7 @@ def _of_trades(recording: Recording, names: tuple[str, ...], shift: int) -> tupl
     specs, columns = [], []
     for name in names:
         rows = recording.trades[name]
-        symbol = _choose_spec(name, (rows.price,), rows.qty)
+        symbol = choose_spec(name, (rows.price,), rows.qty)
         specs.append(symbol)
         columns.append(_to_columns(replace(rows, time_ms=rows.time_ms + shift), symbol))
     return TradeFile(columns), tuple(specs)

@@ -24,7 +24,7 @@ from src.exchange.state import UserEvent
 from src.exchange.venue import Venue
 
 PUBLIC, MARKET, PRIVATE, UNROUTED = "public", "market", "private", ""
-_PUBLIC_NAME = re.compile(r"!bookTicker|[^@!]+@(bookTicker|trade|depth(5|10|20)?(@(100|250|500)ms)?|rpiDepth@500ms)")
+_PUBLIC_NAME = re.compile(r"!bookTicker|[^@!]+@(bookTicker|trade|depth(5|10|20)?(@(0|100|250|500)ms)?|rpiDepth@500ms)")
 _PATH = re.compile(r"(?:/(public|market|private))?/(ws|stream)(?:/(.*))?")
 ID_MAX = 64
 
