@@ -284,7 +284,8 @@ class Shard:
         pause_s = self._patience.renew_s * self._chance.uniform(0.9, 1.0)
         while self.link is not None:
             try:
-                await asyncio.wait_for(self.link.closed.wait(), pause_s)
+                async with asyncio.timeout(pause_s):  # wait_for of 3.11 may swallow a cancel
+                    await self.link.closed.wait()
                 return
             except TimeoutError:
                 renewed = await self._renew(self.link)

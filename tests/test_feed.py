@@ -7,29 +7,23 @@ import json
 import subprocess
 import sys
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
-import aiohttp
 import numpy as np
 import pytest
 from aiohttp import WSMsgType, web
 
 from src.clock import Clock, clock_at
 from src.counters import Counters
-from src.exchange.options import ExchangeOptions
-from src.exchange.server import serve
 from src.feed import FeedOptions, plan, run_feed, warm_up
 from src.links import Route
 from src.models import SymbolRules
 from src.ring_buffer import BACKFILLED, GAP, HEALED, MARK, QUOTE, STATE, TIME, TRADE, Ring
 from src.sockets import Patience
-from src.venue.governor import Governor
-from src.venue.queries import klines, symbol_rules
-from src.venue.rest import Rest
 
 T0 = 1_763_600_040_000
 """A whole minute."""
@@ -592,6 +586,27 @@ def whole(reader: Reader, symbol: int) -> bool:
     return [slot["kind"] for slot in reader.slots if slot["sym"] == symbol and slot["kind"] in (GAP, HEALED)][-1] == HEALED
 
 
+def whole_when_tradable(slots: Iterable[Any], symbol: int) -> int:
+    """Whenever its reader may trade the symbol, every aggregate trade up to its newest is there, once; how often it changed to that."""
+    able = gapped = False
+    first = newest = seen = changes = 0
+    for slot in slots:
+        if slot["sym"] != symbol or slot["kind"] not in (TRADE, GAP, HEALED, STATE):
+            continue
+        before = able and not gapped
+        if slot["kind"] == TRADE:
+            first, newest = first or int(slot["first_id"]), max(newest, int(slot["last_id"]))
+            seen += int(slot["last_id"]) - int(slot["first_id"]) + 1
+        elif slot["kind"] == STATE:
+            able = slot["open"] == 1.0
+        else:
+            gapped = slot["kind"] == GAP
+        if able and not gapped:
+            assert seen == newest - first + 1
+            changes += not before
+    return changes
+
+
 async def test_a_mute_socket_among_several_is_hung_up_and_dialled_again_and_the_others_are_not() -> None:
     async with scene(BTC, ETH, streams_per_socket=3, patience=replace(QUICK, mute_s=0.4)) as s, moving(s, BTC, ETH):
         await s.reader.count(TRADE, 4)
@@ -613,10 +628,7 @@ async def test_a_stream_that_the_venue_has_forgotten_is_asked_for_again_and_its_
         s.venue.forgot = {"btcusdt@aggTrade"}
         await s.reader.until(lambda: states() == [1.0, 0.0, 1.0])
         await s.reader.until(lambda: whole(s.reader, 0))
-        order = [slot["kind"] for slot in s.reader.slots if slot["sym"] == 0 and slot["kind"] in (GAP, HEALED, STATE)]
-        assert order[:4] in ([STATE, GAP, STATE, HEALED], [STATE, GAP, HEALED, STATE]), "in doubt before anything else is said"
-        ids = [number for slot in s.reader.of(TRADE, 0) for number in range(int(slot["first_id"]), int(slot["last_id"]) + 1)]
-        assert sorted(ids) == list(range(1, max(ids) + 1))
+        assert whole_when_tradable(s.reader.slots, 0) > 0
         assert not s.reader.of(GAP, 1) and s.venue.connects == {"market": 1, "public": 1}
         (market,) = [client for client in s.venue.clients if client.route == "market"]
         assert [(r["method"], r["params"]) for r in market.requests[1:]] == [
@@ -637,8 +649,7 @@ async def test_a_stream_that_stays_mute_has_its_socket_dialled_anew_once_and_is_
         s.venue.mute = set()
         await s.reader.until(lambda: s.reader.of(STATE, 1)[-1]["open"] == 1.0 and not s.reader.of(TRADE, 1)[-1]["flags"])
         await s.reader.until(lambda: whole(s.reader, 1))
-        ids = [number for slot in s.reader.of(TRADE, 1) for number in range(int(slot["first_id"]), int(slot["last_id"]) + 1)]
-        assert sorted(ids) == list(range(1, max(ids) + 1))
+        assert whole_when_tradable(s.reader.slots, 1) > 0
 
 
 async def test_in_a_silent_market_nothing_is_hung_up_and_no_stream_is_asked_for_again() -> None:
@@ -731,48 +742,6 @@ async def test_a_flood_and_a_reader_that_sleeps_lose_no_step() -> None:
         for symbol, name in enumerate(sent):
             assert s.reader.volume(symbol) == sent[name]
         assert not s.reader.of(GAP)
-
-
-# --- the local exchange ----------------------------------------------------------------------------------------------------------------
-
-@pytest.mark.slow
-async def test_against_the_local_exchange_minutes_equal_its_candles_though_its_streams_are_dropped() -> None:
-    """Ten market minutes in ten seconds; all streams are dropped twice. Whole minutes must equal the exchange's own candles."""
-    stop, started = asyncio.Event(), asyncio.get_running_loop().create_future()
-    names = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
-    exchange = asyncio.create_task(serve(ExchangeOptions(symbols=names, speed=60.0, control=True), started.set_result, stop))
-    venue = await started
-    rest = Rest(venue.rest, clock=venue.clock, governor=Governor(venue.clock.unscaled_ms))
-    found, _ = await symbol_rules(rest)
-    table = tuple(found[name] for name in names)
-    ring, counters, feed_stop, ready = Ring.create(), Counters.create(), asyncio.Event(), asyncio.Event()
-    reader = Reader(ring)
-    feed = asyncio.create_task(run_feed(FeedOptions(venue.market, venue.public, venue.rest, venue.clock, table, patience=QUICK), ring, counters,
-                                        ready.set, feed_stop))
-    await ready.wait()
-    begin = (venue.clock.market_ms() // 60_000 + 1) * 60_000
-
-    async def until_minute(minute: int) -> None:
-        async with asyncio.timeout(30.0):
-            await reader.until(lambda: bool(reader.of(TIME)) and reader.of(TIME)[-1]["time_ms"] >= begin + minute * 60_000)
-
-    for minute in (3, 6):
-        await until_minute(minute)
-        async with aiohttp.ClientSession() as session, session.post(f"{venue.rest}/control/drop_streams") as answer:
-            assert answer.status == 200
-    await until_minute(10)
-    for index, one in enumerate(table):
-        minutes = reader.volume(index)
-        rows = await klines(rest, one.symbol, "1m", start_ms=begin, limit=10)
-        assert [minutes.get(int(row[0]) // 60_000, 0) for row in rows] == [round(row[5] / float(one.step)) for row in rows]
-    assert len(reader.of(GAP)) >= 6 and not any(slot["open"] for slot in reader.of(HEALED))
-    for task, event in ((feed, feed_stop), (exchange, stop)):
-        event.set()
-        await task
-    await rest.close()
-    reader.close()
-    ring.close()
-    counters.close()
 
 
 # --- what it is made of ----------------------------------------------------------------------------------------------------------------

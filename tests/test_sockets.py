@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picows import WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
 
+from src.clock import monotonic_ns
 from src.conflate import Staged, mark_key, quote_key, trade_key
 from src.links import Route, quick_quote, quick_trade
-from src.sockets import NEXT, Patience, Shard, SocketEvent, SocketState, Streams, next_state
+from src.sockets import NEXT, Patience, Shard, SocketEvent, SocketState, Streams, make_link, next_state
 from src.venue.messages import decode_market, decode_public
 
 DEADLINE_S = 10.0
@@ -239,6 +240,53 @@ async def test_a_link_that_is_closed_or_broken_is_dialled_again_and_nothing_stag
             server.transport.disconnect()  # an error after the subscription is only noted
         await sink.until(lambda: len(seen) == 2 and sink.cuts == 1)
         assert len(sink.rows) == 1
+
+
+@asynccontextmanager
+async def shard_of(route: Route = Route.MARKET, make: Any = make_link, patience: Patience = QUICK) -> AsyncIterator[tuple[Shard, asyncio.Task[None], list[Server]]]:
+    """A shard that is subscribed, its task, and who serves it."""
+    seen: list[Server] = []
+    listening = await ws_create_server(lambda request: Server(seen), "127.0.0.1", 0)
+    sink = Sink()
+    shard = Shard(sink, streams(route, f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream"), patience, make)
+    task = asyncio.create_task(shard.run())
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await sink.ready.wait()
+        yield shard, task, seen
+    finally:
+        task.cancel()
+        await asyncio.wait([task], timeout=DEADLINE_S)
+        if shard.link is not None:
+            shard.link.hang_up()
+        listening.close()
+
+
+async def test_a_shard_that_is_cancelled_in_the_moment_its_link_ends_stays_cancelled() -> None:
+    async with shard_of() as (shard, task, _):
+        assert shard.link is not None
+        shard.link.closed.set()
+        task.cancel()
+        await asyncio.wait([task], timeout=1.0)
+        assert task.cancelled()
+
+
+async def test_a_stream_counts_as_asked_for_from_when_its_request_is_sent() -> None:
+    async with shard_of() as (shard, _, seen):
+        before, first = monotonic_ns(), shard.since_ns(0)
+        assert 0 < first < before
+        shard.add(1, "ethusdt@aggTrade", "ETHUSDT", trade_key(1))
+        shard.ask_again([0])
+        assert (shard.since_ns(0), shard.since_ns(1)) == (0, 0), "they wait"
+        assert shard.send_requests() == [1], "two chunks: what is new, and what is to be forgotten"
+        assert shard.since_ns(1) >= before and shard.since_ns(0) == 0
+        assert shard.send_requests() == [0] and shard.since_ns(0) >= before
+        shard.remove(1)
+        assert shard.since_ns(1) == 0
+        shard.add(1, "ethusdt@aggTrade", "ETHUSDT", trade_key(1))
+        assert shard.since_ns(1) == 0, "a stream that comes back is asked for anew"
+        shard.hang_up()
+        assert shard.since_ns(0) == 0, "nothing is carried any more"
 
 
 def test_recorded_frames_read_quickly_are_what_they_say(recorded_data: Path) -> None:
