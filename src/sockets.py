@@ -294,13 +294,15 @@ class Shard:
     async def _renew(self, old: Link) -> bool:
         fresh = await self._dial(hold=True)
         try:
-            if fresh.refused:
+            if fresh.refused or old.closed.is_set():
                 return False
             await asyncio.sleep(self._patience.overlap_s)
             if fresh.closed.is_set():
                 return False
             old.hang_up()
             await old.closed.wait()
+            if not self.flowing:
+                return False  # somebody has hung up meanwhile
             self.link = fresh
         finally:
             self._next = None
