@@ -198,6 +198,11 @@ def proxy_for(url: str) -> str | None:
     return None if proxy_bypass(host, found) else found.get("https" if parts.scheme in ("https", "wss") else "http")
 
 
+def proxy_environment(settings: Settings) -> dict[str, str]:
+    """The variables that name PROXY to this process, its children and its libraries; where it is empty, what is there stays."""
+    return dict.fromkeys(("http_proxy", "https_proxy"), settings.proxy) if settings.proxy else {}
+
+
 def load(environ: Mapping[str, str] | None = None, dotenv: str | Path | None = ".env") -> Settings:
     """Settings from ``.env`` and the environment, which wins. Raises ``Fatal`` that lists every wrong value."""
     given = {k: v for k, v in dotenv_values(dotenv).items() if v is not None} if dotenv and Path(dotenv).is_file() else {}

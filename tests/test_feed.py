@@ -258,13 +258,12 @@ Start = Callable[..., Any]
 
 @asynccontextmanager
 async def scene(*symbols: SymbolRules, clock: Clock | None = None, wait: bool = True, slots: int = 10_000, beside: Any = None,
-                **changes: Any) -> AsyncIterator[Scene]:  # fmt: skip
-    """A venue, and a Feed that has subscribed to it (unless ``wait`` is False). ``beside``: see ``run_feed``."""
+                host: str = "127.0.0.1", **changes: Any) -> AsyncIterator[Scene]:  # fmt: skip
+    """A venue, and a Feed that has subscribed to it (unless ``wait`` is False). ``beside``: see ``run_feed``. ``host``: what it is called."""
     venue, ring, counters = Venue(), Ring.create(slots), Counters.create()
     await venue.start()
-    base = "ws" + venue.url.removeprefix("http")
-    clock = clock or clock_at(T0, 1.0)
-    options = FeedOptions(f"{base}/market", f"{base}/public", venue.url, clock, symbols or (BTC,), patience=QUICK)
+    base, clock = "://" + venue.url.removeprefix("http://").replace("127.0.0.1", host), clock or clock_at(T0, 1.0)
+    options = FeedOptions(f"ws{base}/market", f"ws{base}/public", f"http{base}", clock, symbols or (BTC,), patience=QUICK)
     ready, stop = asyncio.Event(), asyncio.Event()
     reader = Reader(ring)
     task = asyncio.create_task(run_feed(replace(options, **changes), ring, counters, ready.set, stop, beside))

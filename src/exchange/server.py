@@ -153,7 +153,7 @@ async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], sto
     if source is not None or options.venue is None:
         await _serve(build(options, source, books, kept), books, on_ready, stop)
         return
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(trust_env=True) as session:
         market = await open_binance(options.venue, options.symbols, kept.held() if kept is not None else (), session,
                                     now_ms=epoch_ms(), resume=kept.market if kept is not None else None)  # fmt: skip
         watch = Watch(market, options.venue, session, Patience())
