@@ -21,7 +21,7 @@ from typing import Protocol
 from picows import WSError, ws_connect
 
 from src.clock import monotonic_ns, unseeded
-from src.config import proxy_for
+from src.config import proxy_for, tls_for
 from src.error_handler import info, warn
 from src.links import FRAME_BYTES_MAX, Carrier, Link, MarketLink, PublicLink, Receiver, Route, why_ended
 
@@ -252,7 +252,7 @@ class Shard:
             async with asyncio.timeout(patience_s + len(self.stream) / SUBSCRIBE_NAMES * SUBSCRIBE_EVERY_S):
                 await ws_connect(lambda: link, self._url, websocket_handshake_timeout=patience_s, enable_auto_pong=False,
                                  max_frame_size=FRAME_BYTES_MAX, read_buffer_init_size=READ_BUFFER_BYTES, max_redirects=0,
-                                 proxy=proxy_for(self._url))
+                                 proxy=proxy_for(self._url), ssl_context=tls_for(self._url))
                 if hold:
                     self._next = link
                 else:

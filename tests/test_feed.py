@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -256,10 +257,17 @@ class Scene:
 Start = Callable[..., Any]
 
 
+@cache
+def compiled() -> None:
+    """No test waits for kernels longer than its deadline."""
+    warm_up(lambda done, total, name: None)
+
+
 @asynccontextmanager
 async def scene(*symbols: SymbolRules, clock: Clock | None = None, wait: bool = True, slots: int = 10_000, beside: Any = None,
                 host: str = "127.0.0.1", **changes: Any) -> AsyncIterator[Scene]:  # fmt: skip
     """A venue, and a Feed that has subscribed to it (unless ``wait`` is False). ``beside``: see ``run_feed``. ``host``: what it is called."""
+    compiled()
     venue, ring, counters = Venue(), Ring.create(slots), Counters.create()
     await venue.start()
     base, clock = "://" + venue.url.removeprefix("http://").replace("127.0.0.1", host), clock or clock_at(T0, 1.0)
@@ -620,6 +628,7 @@ async def test_a_mute_socket_among_several_is_hung_up_and_dialled_again_and_the_
         assert (s.get("reconnects"), s.get("mute_sockets")) == (1, 1)
 
 
+@pytest.mark.slow
 async def test_a_stream_that_the_venue_has_forgotten_is_asked_for_again_and_its_symbol_does_not_trade_before_it_is_whole() -> None:
     async with scene(BTC, ETH, patience=replace(QUICK, silent_s=0.4)) as s, moving(s, BTC, ETH):
         states = lambda: [slot["open"] for slot in s.reader.of(STATE, 0)]  # noqa: E731

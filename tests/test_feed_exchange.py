@@ -26,7 +26,7 @@ from src.sockets import Patience
 from src.venue.governor import Governor
 from src.venue.queries import klines, symbol_rules
 from src.venue.rest import Rest
-from tests.test_feed import whole_when_tradable
+from tests.test_feed import compiled, whole_when_tradable
 
 MINUTE = 60_000
 SPEED = 60.0
@@ -145,6 +145,7 @@ class Scene:
 @asynccontextmanager
 async def scene(history: int = 600, routed: bool = True, **changes: Any) -> AsyncIterator[Scene]:
     """A local exchange at 60 times the speed, three symbols on two market sockets and one public one."""
+    compiled()
     stop, feed_stop, ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
     started: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
     exchange = asyncio.create_task(serve(ExchangeOptions(symbols=NAMES, speed=SPEED, control=True), started.set_result, stop))

@@ -12,9 +12,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from aiohttp import web
 from picows import ws_create_server
+from websockets.asyncio.server import serve
 
-from src.config import load, proxy_environment, proxy_for
+from src.config import load, network_environment, proxy_for
+from src.error_handler import Fatal
 from src.links import Route
 from src.ring_buffer import BACKFILLED, HEALED, TRADE
 from src.sockets import Shard
@@ -37,7 +40,11 @@ class Proxy:
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:  # who gave up while it was connecting
+            writer.close()
+            return
         line = head.split(b"\r\n", 1)[0].decode()
         self.asked.append(line)
         method, target, _ = line.split()
@@ -129,8 +136,8 @@ def test_which_proxy_an_url_has(monkeypatch: pytest.MonkeyPatch, environment: di
 def test_the_setting_outranks_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://q:2")
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert proxy_environment(load({}, None)) == {}
-    for name, value in proxy_environment(load({"PROXY": "http://p:1"}, None)).items():
+    assert network_environment(load({}, None)) == {}
+    for name, value in network_environment(load({"PROXY": "http://p:1"}, None)).items():
         monkeypatch.setenv(name, value)
     assert proxy_for("wss://a.test/ws") == proxy_for("ws://a.test") == "http://p:1"
 
@@ -147,12 +154,16 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return paths
 
 
-@asynccontextmanager
-async def behind_tls(certificate: tuple[Path, Path]) -> AsyncIterator[Sink]:
-    """A market shard and its server."""
+def serving(certificate: tuple[Path, Path]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    listening = await ws_create_server(lambda request: Server([]), "127.0.0.1", 0, ssl=context, use_aiofastnet=False)
+    return context
+
+
+@asynccontextmanager
+async def market_shard(certificate: tuple[Path, Path]) -> AsyncIterator[Sink]:
+    """Behind TLS, with its server."""
+    listening = await ws_create_server(lambda request: Server([]), "127.0.0.1", 0, ssl=serving(certificate), use_aiofastnet=False)
     sink = Sink()
     shard = Shard(sink, streams(Route.MARKET, f"wss://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream"), QUICK)
     task = asyncio.create_task(shard.run())
@@ -167,13 +178,57 @@ async def behind_tls(certificate: tuple[Path, Path]) -> AsyncIterator[Sink]:
         listening.close()
 
 
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "CA_FILE"])
 async def test_a_server_whose_certificate_nobody_knows_is_refused_until_it_is_trusted(
-        certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    async with behind_tls(certificate) as sink:
+        certificate: tuple[Path, Path], variable: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv("CA_FILE", raising=False)
+    async with market_shard(certificate) as sink:
         async with asyncio.timeout(DEADLINE_S):
             while not (said := [record for record in caplog.records if record.getMessage() == "market stream refused"]):
                 await asyncio.sleep(0.01)
         assert "CERTIFICATE_VERIFY_FAILED" in said[0].fields["reason"] and not sink.ready.is_set()  # type: ignore[attr-defined]
-        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+        monkeypatch.setenv(variable, str(certificate[0]))
         async with asyncio.timeout(DEADLINE_S):
             await sink.ready.wait()
+
+
+@pytest.fixture
+def trusted(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """For a server whose certificate CA_FILE names."""
+    for name, value in network_environment(load({"CA_FILE": str(certificate[0])}, None)).items():
+        monkeypatch.setenv(name, value)
+    return serving(certificate)
+
+
+async def test_the_setting_is_trusted_by_rest_and_the_user_stream(trusted: ssl.SSLContext, user_venue: Any) -> None:  # noqa: F811
+    app = web.Application()
+    app.router.add_route("*", "/fapi/v1/listenKey", user_venue.listen_key)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=trusted).start()
+    async with serve(user_venue.stream, "127.0.0.1", 0, ssl=trusted) as server:
+        user_venue.rest_url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+        user_venue.ws_url = f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}/private"
+        ears = UserStreamEars(user_venue)
+        try:
+            await ears.until(lambda: ears.heard)
+            assert ears.heard[0] is True and len(user_venue.keys) == 1
+        finally:
+            await ears.close()
+            await runner.cleanup()
+
+
+async def test_the_setting_is_trusted_by_the_websocket_api(trusted: ssl.SSLContext, ws_api_venue: Any) -> None:  # noqa: F811
+    async with serve(ws_api_venue.serve, "127.0.0.1", 0, ssl=trusted, compression=None) as server:
+        api = Api(f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws-fapi/v1")
+        api.ws.start()
+        try:
+            await api.until(lambda: api.ws.is_up)
+        finally:
+            await api.ws.close()
+
+
+def test_a_file_that_holds_no_certificates_is_a_wrong_setting(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    with pytest.raises(Fatal, match=r"CA_FILE=.*must hold certificates in PEM"):
+        load({"CA_FILE": str(tmp_path / "ca.pem")}, None)
