@@ -204,6 +204,13 @@ class Shard:
         self._asked_ns.pop(index, None)
         self.silent.pop(index, None)
 
+    def tick_by(self, name: str) -> None:
+        """Let this stream of mark prices take the place of the one in MARKS."""
+        self.requests += [("UNSUBSCRIBE", self._extra[0]), ("SUBSCRIBE", name)]
+        self._extra = (name, *self._extra[1:])
+        self._asked_ns.pop(MARKS, None)
+        self.silent.pop(MARKS, None)
+
     def ask_again(self, indices: Sequence[int]) -> None:
         """The venue may have forgotten the streams of these symbols."""
         names = [self.name_of(index) for index in indices]
