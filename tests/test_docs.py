@@ -103,12 +103,17 @@ def everything_said() -> tuple[str, ...]:
     return tuple(pattern for path in SOURCES for pattern in said_in(tree_of(path)))
 
 
+@cache
+def expressions() -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(pattern, re.DOTALL) for pattern in dict.fromkeys(everything_said()))
+
+
 def is_said(line: str) -> bool:
     """Whether a source can say this line; a line that ends in … is the beginning of one."""
     if line.endswith("…"):
         start = re.escape(line.removesuffix("…"))
         return any(pattern.startswith(start) for pattern in everything_said())
-    return any(re.fullmatch(pattern, line, re.DOTALL) for pattern in everything_said())
+    return any(expression.fullmatch(line) for expression in expressions())
 
 
 def calls(path: str, function: str) -> Iterator[ast.Call]:
