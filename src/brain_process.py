@@ -81,9 +81,9 @@ def limit_of(s: Settings) -> Limit:
         signal_age_ms=s.signal_age_ms, stale_ms=s.stale_ms, require_evidence=s.require_evidence)  # fmt: skip
 
 
-async def run_brain(life: Life, given: Given, progress: Callable[[int, int, str], None]) -> None:
+async def run_brain(life: Life, given: Given) -> None:
     """Until ``life.stop``, or until something ends the process."""
-    warm_up(progress)
+    warm_up()
     symbols = await _table(life)
     journal = Journal(life.settings.state_dir)
     try:

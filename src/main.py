@@ -170,11 +170,16 @@ def _supervise(settings: Settings) -> int:
 
 def _start(supervisor: Supervisor, settings: Settings, ring: Any, counters: Any) -> None:
     """Spawn in order, hand over the symbol table, and wait until each process is ready."""
-    from src import processes
+    from src import kernel_cache, processes
     from src.error_handler import lifecycle
 
     bare = settings.without_secrets()
+    whole = kernel_cache.is_whole()
+    if not whole:
+        supervisor.spawn("kernels", processes.kernels, bare)
     urls, clock = _market(supervisor, settings, counters)
+    if not whole:
+        supervisor.wait_end("kernels")
     reading, writing = supervisor.pipe()
     news_in, news_out = supervisor.pipe()
     words_in, words_out = supervisor.pipe()

@@ -4,17 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from src.clock import Clock, monotonic_ns, real_clock
+from src.clock import Clock, real_clock
 from src.config import SIM_KEY, SIM_SECRET, Endpoints, Settings, endpoints
 from src.counters import Counters
 from src.error_handler import AegisError, Fatal, lifecycle, warn
-from src.life import Life, live
+from src.life import Life, begin, live
 from src.ring_memory import RingMemory
 
 
@@ -25,6 +25,19 @@ def credentials(settings: Settings) -> tuple[str, str]:
     if settings.local_exchange:
         return settings.binance_api_key or SIM_KEY, settings.binance_api_secret or SIM_SECRET
     return settings.binance_api_key, settings.binance_api_secret
+
+
+def kernels(name: str, pipe: Connection, settings: Settings) -> None:
+    """Compile the kernels of Feed and Brain, and end: the compiler's memory goes with this process, and they only load what is there."""
+    begin(name, settings)
+    from src import feed, kernel_cache, teacher
+
+    def show(name: str) -> None:
+        pipe.send(("progress", f"compiling {name}; only the first start takes this long"))
+
+    feed.warm_up(show)
+    teacher.warm_up(show)
+    kernel_cache.mark_whole()
 
 
 def exchange(name: str, pipe: Connection, settings: Settings, counters: Counters) -> None:
@@ -81,7 +94,7 @@ def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ri
             held = _held(settings)
             symbols, size = await _universe(life, listing, clock, held)
             life.pipe.send(("table", symbols))
-            warm_up(_progress(life))
+            warm_up()
             options = FeedOptions(urls.market, urls.public, urls.data, clock, symbols, spare_for(len(symbols)), settings.close_grace_ms)
             course = Course(listing.offer, _terms(settings), size, clock.wall_s(settings.universe_seconds * 1000), frozenset(held), Line(say, told))
 
@@ -169,17 +182,6 @@ async def _universe(life: Life, listing: Any, clock: Clock, held: Sequence[str] 
     return table, size
 
 
-def _progress(life: Life) -> Callable[[int, int, str], None]:
-    """Kernels are compiled at the first start: say so, but not for those that the cache answers at once."""
-    started = monotonic_ns()
-
-    def show(done: int, total: int, name: str) -> None:
-        if monotonic_ns() - started > 2e9:
-            life.progress(f"preparing kernels {done}/{total} ({name}); only the first start takes this long")
-
-    return show
-
-
 def brain(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: RingMemory, urls: Endpoints, clock: Clock,
           control: Connection, say: Connection, told: Connection) -> None:  # fmt: skip
     """``say``, ``told``: the pipes to the Feed and back."""
@@ -189,7 +191,7 @@ def brain(name: str, pipe: Connection, settings: Settings, counters: Counters, r
         from src.ring_buffer import Ring
 
         given = Given(Ring.over(ring), urls, clock, control, credentials(settings), _load_student, say, told)
-        await run_brain(life, given, _progress(life))
+        await run_brain(life, given)
 
     live(name, pipe, settings, counters, main)
 

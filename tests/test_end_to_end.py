@@ -287,6 +287,27 @@ def test_intervals_go_down_to_a_second(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_cold_start_compiles_once_and_nothing_is_compiled_after_it(tmp_path: Path) -> None:
+    env = daemon_env(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "kernels"), **FAST)
+
+    def kernels() -> set[Path]:
+        return set((tmp_path / "kernels").rglob("*.nbc"))
+
+    with running([], env) as cold:
+        cold.wait_line("✅ All processes running", 180)
+        compiled = kernels()
+        until(lambda: get(health_url(cold))[0] == 200, 30, what="/health 200")
+        cold.wait_line("💓 Heartbeat")
+        assert cold.count("⏳ Kernels: compiling") == 5 and cold.count("Overflow") == 0, cold.output
+        assert cold.stop() == 0
+    assert compiled and kernels() == compiled
+    with running([], env) as warm:
+        warm.wait_line("✅ All processes running")
+        assert warm.count("compiling") == 0 and warm.stop() == 0
+    assert kernels() == compiled
+
+
+@pytest.mark.slow
 def test_json_logs_are_one_object_a_line(tmp_path: Path) -> None:
     with running([], daemon_env(tmp_path, LOG_FORMAT="json", UNIVERSE_SIZE="5")) as process:
         process.wait_line("✅ All processes running")

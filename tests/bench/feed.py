@@ -275,7 +275,7 @@ async def plain_run(frames: int) -> float:
 
 
 def run() -> Iterator[Row]:
-    warm_up(lambda done, total, name: None)
+    warm_up()
     flat = uvloop.run(feed_run("flat", FRAMES))
     bare = uvloop.run(plain_run(FRAMES // 3))
     against = {"reference": "bare websockets, frames not looked at", "reference_value": bare}
