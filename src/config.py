@@ -87,7 +87,7 @@ class Settings:
     min_quote_volume: Decimal = _setting(Decimal(0), "USDT a day", "no symbol that trades less in 24 hours", low=0, high=10**12)
     min_age_days: int = _setting(0, "days", "no symbol that was listed later", low=0, high=10_000)
     universe_spread_bps: Decimal = _setting(Decimal(0), "0.01 %", "no symbol whose spread is wider when it is chosen; 0: any", low=0, high=10_000)
-    universe_size: int = _setting(_by_mode(300, sim=20), "symbols", "how many of the most traded symbols", low=1, high=600)
+    universe_size: int = _setting(_by_mode(300, sim=30), "symbols", "how many of the most traded symbols", low=1, high=600)
     universe_seconds: int = _setting(900, "s, market time", "the venue is asked what it lists: symbols begin and end", low=10, high=86400)
     leave_lead_seconds: int = _setting(3600, "s, market time", "a position is closed so long before its contract ends", low=0, high=864000)
 
