@@ -35,6 +35,7 @@ from src.recovery import reconcile, recover
 from src.ring_buffer import Ring
 from src.risk import Limit, Limits
 from src.slots import State
+from src.sole import sole_child
 from src.teacher import Judge, Teacher, warm_up
 from src.trade import Desk, Trade
 from src.venue.budget import shared_governor, show_use
@@ -85,11 +86,12 @@ async def run_brain(life: Life, given: Given, progress: Callable[[int, int, str]
     """Until ``life.stop``, or until something ends the process."""
     warm_up(progress)
     symbols = await _table(life)
-    journal = Journal(life.settings.state_dir)
-    try:
-        await _trade(life, given, journal, symbols)
-    finally:
-        journal.close()
+    async with sole_child(life.settings.state_dir, "brain"):
+        journal = Journal(life.settings.state_dir)
+        try:
+            await _trade(life, given, journal, symbols)
+        finally:
+            journal.close()
 
 
 async def _table(life: Life) -> tuple[SymbolRules, ...]:

@@ -13,7 +13,7 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LAYERS = (
     ("clock", "error_handler", "kernel_cache"),
     ("config", "models"),
-    ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "journal", "interleave", "store",
+    ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "sole", "journal", "interleave", "store",
      "recordings", "data", "archive", "venue"),
     ("market_universe", "conflate", "indicators", "smc", "features", "bars", "setups", "market_state"),
     ("teacher", "student", "risk", "slots", "portfolio"),
