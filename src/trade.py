@@ -179,13 +179,16 @@ class Trade:
         desk, now_ns = self._desk, monotonic_ns()
         symbol = signal.symbol
         notional = self._notional(without)
-        equity = self.equity
         return View(
-            equity=equity, available=equity - notional / desk.limit.leverage(signal.source), notional=notional, rules=desk.rules[symbol],
+            equity=self.equity, available=self._free() - notional / desk.limit.leverage(signal.source), notional=notional, rules=desk.rules[symbol],
             quote=desk.quote_of(symbol), maker_rate=desk.fee[0], taker_rate=desk.fee[1], maintenance=desk.maintenance(symbol), now_ns=now_ns,
             speed=desk.clock.speed, latches=tuple(self.latches), evidence=self.evidence,
             halted=self.halted or ("an older copy was trading a moment ago" if now_ns < self._hold_until_ns else ""),
             prepared=symbol in self.prepared)  # fmt: skip
+
+    def _free(self) -> Decimal:
+        """The wallet, without what open losses of cross positions take of it. Profit is margin only once it is realised."""
+        return self.account.wallet + sum((min(ZERO, p.unrealised) for p in self.account.positions if not p.isolated), ZERO)
 
     def _notional(self, without: str) -> Decimal:
         """Of all that is held or in flight on the account."""

@@ -392,6 +392,24 @@ async def test_stop_and_target_close_and_free_the_slot(tmp_path: Path, side: Sid
         await d.agree()
 
 
+@pytest.mark.parametrize("moved", [1.004, 0.997])
+async def test_three_full_slots_fit_into_the_accounts_free_margin(tmp_path: Path, moved: float) -> None:
+    """Stops so near that each slot's share decides; profit that is not realised cannot be margin, and fees are paid."""
+    async with bench(tmp_path) as (venue, d):
+        d.trade.prepared.clear()
+        keeping = asyncio.ensure_future(keep_prepared(d.trade, d.rest, SYMBOLS, LIMIT.leverage_teacher, asyncio.Event()))
+        await until(lambda: d.trade.prepared == set(SYMBOLS))
+        keeping.cancel()
+        for symbol in ("BTCUSDT", "ETHUSDT"):
+            await d.opened(symbol)
+        for symbol in ("BTCUSDT", "ETHUSDT"):
+            await venue.move(symbol, venue.price[symbol] * moved)
+        await until(lambda: (d.trade.equity > 10_020) if moved > 1 else (d.trade.equity < 9_970))
+        slot = await d.opened("SOLUSDT")
+        assert slot.qty * slot.entry_price > 9_000 and not d.refused
+        await d.agree()
+
+
 async def test_the_time_limit_closes(tmp_path: Path) -> None:
     async with bench(tmp_path) as (venue, d):
         await d.opened(limit_ms=venue.clock.market_ms() + 300)
