@@ -38,7 +38,7 @@ from src.journal import Intent, Journal
 from src.models import ZERO, Account, AccountUpdate, AlgoUpdate, Fill, OrderUpdate, Quote, Role, Side, Signal, SymbolRules
 from src.portfolio import Portfolio
 from src.risk import Limit, Limits, Refusal, View, approve
-from src.slots import GUARDS, Action, Ask, CancelGuard, Changed, Closed, Died, Opened, SendEntry, SendExit, SendGuard, State, remember, symbol_of
+from src.slots import GUARDS, Action, Ask, CancelGuard, Changed, Closed, Died, Opened, SendEntry, SendExit, SendGuard, remember, symbol_of
 from src.venue.orders import ClientIds, parse
 from src.venue.user_events import ConfigUpdate, MarginCall
 
@@ -195,8 +195,7 @@ class Trade:
         total = ZERO
         for slot in self._desk.portfolio.slots.values():
             if slot.symbol != without:
-                qty = max(slot.qty, slot.entry.qty) if slot.state is State.OPENING else slot.qty
-                total += qty * (slot.entry_price or slot.entry.price)
+                total += slot.at_most * (slot.entry_price or slot.entry.price)
         foreign = self._desk.portfolio.foreign
         return total + sum((abs(p.amount) * p.entry_price for p in self.account.positions if p.symbol in foreign), ZERO)
 

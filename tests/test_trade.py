@@ -21,7 +21,7 @@ from src.error_handler import Degraded, Retryable
 from src.exchange.options import ExchangeOptions
 from src.gateway import Gateway
 from src.journal import Journal
-from src.models import AccountUpdate, PositionUpdate, Quote, Side, Signal
+from src.models import AccountUpdate, Fill, PositionUpdate, Quote, Side, Signal
 from src.portfolio import Portfolio
 from src.preparation import keep_prepared
 from src.recovery import reconcile, recover
@@ -537,6 +537,17 @@ async def test_others_count_in_the_accounts_leverage(tmp_path: Path) -> None:
         await until(lambda: "ETHUSDT" in d.portfolio.foreign)
         d.hear("BTCUSDT")
         assert d.gone() and ("leverage" in d.refused[-1][1] or "balance" in d.refused[-1][1])
+
+
+async def test_the_rest_of_an_entry_that_is_filling_counts_in_the_accounts_leverage(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await venue.client.control("mute", route="private", on=True)
+        await venue.fault("order.place", "slow", delay_s=1.0)
+        d.hear()
+        order = d.requests[0]
+        part = Fill("BTCUSDT", 1, d.slot().entry.client_id, 1, Side.BUY, order.price, order.qty / 4, D(0), "USDT", D(0), False, 0)
+        d.portfolio.fill(part, monotonic_ns(), venue.clock.market_ms())
+        assert d.slot().state is State.OPEN and d.trade._notional("") == order.notional
 
 
 async def test_a_position_that_the_owner_closes_by_hand_is_let_go(tmp_path: Path) -> None:
