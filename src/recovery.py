@@ -77,10 +77,12 @@ async def _pass(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock: Clo
 
 
 async def _reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock: Clock) -> None:
+    asked_ns = monotonic_ns()
     account, guards = await _snapshot(gateway)
     strays = [g for g in guards if g.client_id not in {o.client_id for s in portfolio.slots.values() for o in s.orders()}]
-    trade.account = replace(account, as_of_ms=account.as_of_ms or clock.market_ms())
     await _learn_rules(gateway, {*portfolio.slots, *[p.symbol for p in account.positions]})
+    trade.view.read(account, asked_ns, clock.market_ms())
+    account = trade.account
     _protect(trade, portfolio, account, guards, clock)
     failed = [error for slot in list(portfolio.slots.values()) if (error := await _catch_up(trade, portfolio, gateway, slot))]
     for position in account.positions:
@@ -136,8 +138,9 @@ async def _catch_up(trade: Trade, portfolio: Portfolio, gateway: Gateway, slot: 
             order = slot.entry if role is Role.ENTRY else slot.guard(role)
             if slot.symbol in portfolio.slots and order is not None and (role is Role.ENTRY or order.word is Word.UNKNOWN):
                 ask = Ask(slot.symbol, order.client_id, role, slot.made_ms, min(slot.trades, default=0))
+                asked_ns = monotonic_ns()
                 answer = await gateway.ask(ask)
-                trade.learn(ask, answer)
+                trade.learn(ask, answer, asked_ns)
                 sure = sure and answer.sure
     except (Fatal, Halt):
         raise

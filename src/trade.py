@@ -16,6 +16,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
+from src.account_view import AccountView
 from src.bus import EventBus, Topic
 from src.clock import Clock, monotonic_ns, utc_day
 from src.counters import Block
@@ -79,7 +80,7 @@ class Trade:
     def __init__(self, desk: Desk, on_fatal: Callable[[AegisError], None]) -> None:
         self._desk = desk
         self._on_fatal = on_fatal
-        self.account = Account(ZERO, ZERO)
+        self.view = AccountView()
         self.holds: dict[str, str] = {"start": "starting: not reconciled yet", "stream": "the user stream is not connected yet"}
         self.prepared: set[str] = set()
         self.leverage = 0
@@ -108,6 +109,10 @@ class Trade:
     @property
     def epoch_ms(self) -> int:
         return self._desk.ids.epoch_ms
+
+    @property
+    def account(self) -> Account:
+        return self.view.account
 
     @property
     def journal(self) -> Journal:
@@ -180,15 +185,11 @@ class Trade:
         symbol = signal.symbol
         notional = self._notional(without)
         return View(
-            equity=self.equity, available=self._free() - notional / desk.limit.leverage(signal.source), notional=notional, rules=desk.rules[symbol],
+            equity=self.equity, available=self.view.free() - notional / desk.limit.leverage(signal.source), notional=notional, rules=desk.rules[symbol],
             quote=desk.quote_of(symbol), maker_rate=desk.fee[0], taker_rate=desk.fee[1], maintenance=desk.maintenance(symbol), now_ns=now_ns,
             speed=desk.clock.speed, latches=tuple(self.latches), evidence=self.evidence,
             halted=self.halted or ("an older copy was trading a moment ago" if now_ns < self._hold_until_ns else ""),
             prepared=symbol in self.prepared)  # fmt: skip
-
-    def _free(self) -> Decimal:
-        """The wallet, without what open losses of cross positions take of it. Profit is margin only once it is realised."""
-        return self.account.wallet + sum((min(ZERO, p.unrealised) for p in self.account.positions if not p.isolated), ZERO)
 
     def _notional(self, without: str) -> Decimal:
         """Of all that is held or in flight on the account."""
@@ -196,8 +197,7 @@ class Trade:
         for slot in self._desk.portfolio.slots.values():
             if slot.symbol != without:
                 total += slot.at_most * (slot.entry_price or slot.entry.price)
-        foreign = self._desk.portfolio.foreign
-        return total + sum((abs(p.amount) * p.entry_price for p in self.account.positions if p.symbol in foreign), ZERO)
+        return total + self.view.notional_of(self._desk.portfolio.foreign)
 
     # actions
 
@@ -446,12 +446,8 @@ class Trade:
         self.run(self._desk.portfolio.algo_update(update, monotonic_ns(), self._desk.clock.market_ms()))
 
     def _on_account(self, update: AccountUpdate) -> None:
-        changed = {p.symbol for p in update.positions}
-        kept = [p for p in self.account.positions if p.symbol not in changed]
-        positions = (*kept, *[p for p in update.positions if p.amount != 0])
-        self.account = replace(self.account, positions=positions, as_of_ms=update.time_ms)
+        self.view.tell(update, monotonic_ns())
         if update.wallet is not None:
-            self.account = replace(self.account, wallet=update.wallet)
             self._desk.limits.transfer(update.transfer)
             self._write(partial(self._desk.journal.money, update.time_ms, update.reason, update.wallet, update.transfer))
         for position in update.positions:
@@ -476,15 +472,16 @@ class Trade:
     # asking
 
     async def _ask(self, ask: Ask) -> None:
+        asked_ns = monotonic_ns()
         answer = await self._desk.gateway.ask_once(ask)
         if answer is None:
             return
         late_ms = self._desk.clock.market_ms() - MISSED_MS * self._desk.clock.speed
-        if [fill for fill in self.learn(ask, answer) if fill.time_ms < late_ms]:
+        if [fill for fill in self.learn(ask, answer, asked_ns) if fill.time_ms < late_ms]:
             self.on_missed("fills were found that it did not tell")
 
-    def learn(self, ask: Ask, answer: Answer) -> list[Fill]:
-        """What the venue answered: fills first, then the order that made them, then whether the position is their sum.
+    def learn(self, ask: Ask, answer: Answer, asked_ns: int) -> list[Fill]:
+        """What the venue answered to a question of ``asked_ns``: fills first, then the order that made them, then whether the position is their sum.
 
         Returns the fills that nobody had told of.
         """
@@ -501,13 +498,14 @@ class Trade:
         for fill in named:
             new += [fill] if self.on_fill(fill) else []
             self.run(portfolio.fill(fill, now_ns, now_ms))
+        if answer.positions is not None:
+            answer = replace(answer, positions=self.view.read_positions(answer.positions, asked_ns))
         amount = answer.amount(ask.symbol)
         if answer.order is not None:
             self._on_outcome(answer.order)
         elif ask.client_id and answer.positions is not None and (answer.sure or amount != 0):
             self.run(portfolio.absent(ask.client_id, now_ns, now_ms, position=amount))
         if answer.positions is not None:
-            self.account = replace(self.account, positions=answer.positions)
             self.run(portfolio.corrected(ask.symbol, amount, now_ns, now_ms))
         return new
 
