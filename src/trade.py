@@ -185,9 +185,9 @@ class Trade:
         symbol = signal.symbol
         notional = self._notional(without)
         return View(
-            equity=self.equity, available=self.view.free() - notional / desk.limit.leverage(signal.source), notional=notional, rules=desk.rules[symbol],
-            quote=desk.quote_of(symbol), maker_rate=desk.fee[0], taker_rate=desk.fee[1], maintenance=desk.maintenance(symbol), now_ns=now_ns,
-            speed=desk.clock.speed, latches=tuple(self.latches), evidence=self.evidence,
+            equity=self.equity, available=self.view.free() - notional / desk.limit.leverage(signal.source), notional=notional,
+            rules=desk.rules[symbol], quote=desk.quote_of(symbol), maker_rate=desk.fee[0], taker_rate=desk.fee[1],
+            maintenance=desk.maintenance(symbol), now_ns=now_ns, speed=desk.clock.speed, latches=tuple(self.latches), evidence=self.evidence,
             halted=self.halted or ("an older copy was trading a moment ago" if now_ns < self._hold_until_ns else ""),
             prepared=symbol in self.prepared)  # fmt: skip
 
