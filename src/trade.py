@@ -19,7 +19,7 @@ from typing import Any
 from src.account_view import AccountView
 from src.bus import EventBus, Topic
 from src.clock import Clock, monotonic_ns, utc_day
-from src.counters import Block
+from src.counters import HOLDS, Block
 from src.error_handler import (
     AegisError,
     Degraded,
@@ -531,7 +531,9 @@ class Trade:
         block.set("positions_open", len(held))
         block.set("positions_unprotected", sum(not s.protected for s in held))
         block.set("latched", len(self.latches))
-        block.set("reconciled_ok", int(not self.holds))
+        block.set("reconciled_ok", int(not self.holds.keys() & {"start", "reconcile", "recheck"}))
+        block.set("holds", sum(1 << HOLDS.index(name) for name in self.holds))
+        block.set("foreign_positions", len(self._desk.portfolio.foreign))
         for name, money in (("equity", equity), ("wallet", self.account.wallet), ("unrealised", equity - self.account.wallet),
                             ("realised_today", realised_today)):  # fmt: skip
             block.set(name, float(money))
