@@ -321,16 +321,25 @@ class Trade:
     # answers
 
     def _watch(self, call: Call, client_id: str, done: Callable[[str, Any, AegisError | None], None]) -> None:
+        def take(answer: Any, error: AegisError | None) -> None:
+            """A bug here would end in the event loop's own log: it latches."""
+            try:
+                self._guarded(done, client_id, answer, error)
+            except Exception as bug:
+                failure("a bug while taking an answer", bug)
+                self.latch("halt", f"{type(bug).__name__}: {bug}")
+                self.on_doubt()
+
         def answered(future: Call) -> None:
             if future.cancelled():
-                return done(client_id, None, Unknown("nobody waits for the answer any more"))
+                return take(None, Unknown("nobody waits for the answer any more"))
             error = future.exception()
             if error is not None and not isinstance(error, AegisError):
                 failure("a bug while sending an order", error)
                 if "stop" not in self.holds:
                     self.latch("halt", f"{type(error).__name__}: {error}")
                 error = Unknown(f"{type(error).__name__}: {error}")  # it may have left all the same
-            return done(client_id, None if error else future.result(), error)
+            return take(None if error else future.result(), error)
 
         call.add_done_callback(answered)
 
@@ -549,7 +558,7 @@ class Trade:
     def flatten(self, reason: str) -> None:
         """Close everything that is ours."""
         for symbol in list(self._desk.portfolio.slots):
-            self.run(self._desk.portfolio.leave(symbol, reason, monotonic_ns()))
+            self._guarded(lambda symbol=symbol: self.run(self._desk.portfolio.leave(symbol, reason, monotonic_ns())))
 
     def remember(self) -> None:
         """Once a second: what the next start needs of the limits; and whether the operator has released a latch."""

@@ -785,6 +785,19 @@ def _impossible() -> None:
     raise AssertionError("cannot be")
 
 
+@pytest.mark.parametrize("bug", [AssertionError("cannot be"), KeyError("nor this")])
+async def test_a_bug_where_an_answer_is_taken_latches_too(tmp_path: Path, bug: Exception) -> None:
+    def take(client_id: str, answer: Any, error: Any) -> None:
+        raise bug
+
+    async with bench(tmp_path) as (_, d):
+        call: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        d.trade._watch(call, "any", take)
+        call.set_result({})
+        await until(lambda: "halt" in d.trade.latches)
+        await until(lambda: not d.trade.reconciliations_wanted, "compared with the venue")
+
+
 async def test_a_hold_that_the_venue_puts_on_us_ends_by_itself(tmp_path: Path) -> None:
     async with bench(tmp_path) as (_, d):
         d.trade._grave(Degraded("venue -4400: reduce only, and wait"))
