@@ -14,6 +14,7 @@ from src.bus import Topic
 from src.models import Role
 from src.recovery import reconcile
 from src.slots import Ask
+from src.venue.governor import Governor, Priority
 from tests.test_trade import DEAD_WS, NAKED_S, QUICK, Daemon, World, bench, table, until
 
 EXECUTED = {
@@ -146,6 +147,32 @@ async def test_a_slow_answer_overtaken_by_its_fill_changes_nothing(tmp_path: Pat
 
 
 # ------------------------------------------------------------------ what the user stream tells
+
+
+@pytest.mark.parametrize("ws_url", ["", DEAD_WS])
+async def test_an_entry_that_the_venue_finds_too_old_is_not_sent_again_and_the_clock_is_set_right(tmp_path: Path, ws_url: str) -> None:
+    """Also over REST, whose other writes are repeated after that: by then the signal is stale."""
+    async with bench(tmp_path, ws_url=ws_url, cooldown_ms=0) as (venue, d):
+        d.rest.offset_ms = -60_000
+        d.hear()
+        await until(d.gone, "the slot is free")
+        assert "-1021" in d.refused[-1][1] and not (await venue.books())["orders"]
+        await until(lambda: abs(d.rest.offset_ms) < 1000, "the clock is right")
+        await d.opened()
+        await d.agree()
+
+
+async def test_an_entry_does_not_wait_for_request_weight(tmp_path: Path) -> None:
+    async with bench(tmp_path, ws_url=DEAD_WS) as (venue, d):
+        governor = d.rest.governor
+        d.rest.governor = Governor(lambda: 59_000, speed=60.0)
+        d.rest.governor.take_now(2390, Priority.PROTECT)
+        d.hear()
+        await until(d.gone, "the slot is free")
+        d.rest.governor = governor
+        await asyncio.sleep(0.2)
+        assert not (await venue.books())["orders"] and "takes no requests" in d.refused[-1][1]
+
 
 
 @pytest.mark.parametrize("kind", ["duplicate", "delay", "drop"])
