@@ -56,6 +56,7 @@ def run(rest: list[str]) -> int:
     """The daemon. Returns its exit code: 0 stopped, 1 a process died (restart it), 2 restarting will not help."""
     from src.config import load
     from src.error_handler import Fatal, hide, setup_logging
+    from src.sole import sole
 
     if rest:
         raise Fatal(f"run takes no arguments, and got {' '.join(rest)!r}: settings come from the environment and .env")
@@ -67,8 +68,9 @@ def run(rest: list[str]) -> int:
     setup_logging("supervisor", settings.log_level, settings.log_format)
     hide((settings.binance_api_key, settings.binance_api_secret))
     _make_folders(settings)
-    _validate_keys(settings)
-    return _supervise(settings)
+    with sole(settings.state_dir, "supervisor"):
+        _validate_keys(settings)
+        return _supervise(settings)
 
 
 def download(rest: list[str]) -> int:

@@ -48,6 +48,7 @@ async def _exchange(life: Life) -> None:
     """Ready is said in our own words, so that the supervisor loads nothing of the exchange."""
     from src.exchange.options import Account, ExchangeOptions, VenueUrls
     from src.exchange.server import serve
+    from src.sole import sole_child
 
     s = life.settings
     if s.trading_mode == "paper":
@@ -67,7 +68,8 @@ async def _exchange(life: Life) -> None:
         life.ready((Endpoints(ready.rest, ready.public, ready.market, ready.private, ready.ws_api, ready.rest), ready.clock))
 
     try:
-        await serve(options, on_ready, life.stop)
+        async with sole_child(s.state_dir, "exchange"):
+            await serve(options, on_ready, life.stop)
     except Fatal as error:
         setting = {"SYMBOLS": "SYMBOLS", "SIM_DATA": "SIM_DATA"}.get(str(error.fields.get("setting", "")), "")
         raise Fatal(f"{setting}={error.fields.get('value')!r}: {error}" if setting and setting not in str(error) else str(error)) from error

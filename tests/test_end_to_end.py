@@ -129,6 +129,16 @@ def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
         until(lambda: not [pid for pid in children if alive(pid)], 12, what="the end of the children")
 
 
+def test_a_second_daemon_on_the_same_state_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    with running([], daemon_env(tmp_path, **FAST)) as first:
+        first.wait_line("🏛️ Exchange process started")
+        with running([], daemon_env(tmp_path, **FAST)) as second:
+            assert second.wait() == 2
+            assert f"another daemon is using it (PID {first.process.pid})" in second.output and "Traceback" not in second.output
+        first.wait_line("✅ All processes running")
+        assert first.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("env", "texts"),
     [
