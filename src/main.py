@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 def run(rest: list[str]) -> int:
     """The daemon. Returns its exit code: 0 stopped, 1 a process died (restart it), 2 restarting will not help."""
-    from src.config import load
+    from src.config import load, network_environment
     from src.error_handler import Fatal, hide, setup_logging
     from src.sole import sole
 
@@ -65,6 +65,7 @@ def run(rest: list[str]) -> int:
         os.environ.pop(name, None)  # children that need the keys get them by hand
     for name in THREADS:
         os.environ.setdefault(name, "1")
+    os.environ.update(network_environment(settings))
     setup_logging("supervisor", settings.log_level, settings.log_format)
     hide((settings.binance_api_key, settings.binance_api_secret))
     _make_folders(settings)

@@ -17,7 +17,8 @@ LAYERS = (
      "recordings", "data", "archive", "venue"),
     ("market_universe", "conflate", "indicators", "smc", "features", "bars", "setups", "market_state"),
     ("teacher", "student", "risk", "slots", "portfolio", "account_view"),
-    ("links", "recorder", "sockets", "gaps", "feed", "renewal", "gateway", "trade", "recovery", "preparation", "brain", "reconciliation",
+    ("links", "recorder", "sockets", "silence", "gaps", "feed", "renewal", "gateway", "trade", "recovery", "preparation", "brain",
+     "reconciliation",
      "system_monitor", "maintenance", "dashboard", "orchestrator", "download"),
     ("brain_process", "processes", "supervisor", "main"),
 )

@@ -57,6 +57,7 @@ class Quotes:
         self.ask_qty = np.zeros(n, np.int64)
         self.last_qty = np.zeros(n, np.int64)
         self.time_ms = np.zeros(n, np.int64)
+        self.traded_ms = np.zeros(n, np.int64)
         self.agg_id = np.zeros(n, np.int64)
         self.moves = np.zeros(n, np.int64)
         self.taken_bid = np.zeros(n, np.int64)
@@ -73,6 +74,8 @@ class Quotes:
         for name, field in (("last", "price"), ("bid", "bid"), ("ask", "ask"), ("bid_qty", "bid_qty"), ("ask_qty", "ask_qty"),
                             ("last_qty", "qty"), ("time_ms", "time_ms"), ("agg_id", "agg_id")):  # fmt: skip
             getattr(self, name)[sym] = trades[field]
+        real = trades["qty"] > 0
+        self.traded_ms[sym[real]] = trades["time_ms"][real]
         self.taken_bid[sym] = 0
         self.taken_ask[sym] = 0
         if self.told is not None or self.ladders is not None:

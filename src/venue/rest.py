@@ -21,6 +21,7 @@ import msgspec
 from yarl import URL
 
 from src.clock import MS, Clock, monotonic_ns, unseeded
+from src.config import proxy_for, tls_for
 from src.error_handler import AegisError, Fatal, Retryable
 from src.venue.errors import CLOCK_SKEW, code_of, from_transport, header_s, to_error
 from src.venue.governor import Governor, Priority, Ticket
@@ -56,6 +57,7 @@ class Rest:
     def __init__(self, base_url: str, *, clock: Clock, governor: Governor, credentials: Credentials | None = None,
                  session: aiohttp.ClientSession | None = None) -> None:
         self.base_url = base_url.rstrip("/")
+        self._proxy = proxy_for(self.base_url)
         self.offset_ms = 0
         self.governor = governor
         self._clock = clock
@@ -160,7 +162,8 @@ class Rest:
         start = monotonic_ns()
         timeout = aiohttp.ClientTimeout(total=request.timeout_s, connect=request.timeout_s * 0.9)
         try:
-            async with self._open().request(request.method, url, headers=headers, timeout=timeout, allow_redirects=False) as response:
+            async with self._open().request(request.method, url, headers=headers, timeout=timeout, allow_redirects=False,
+                                            proxy=self._proxy, ssl=tls_for(self.base_url) or True) as response:
                 sent = True
                 self.governor.answered(ticket, response.headers)
                 body = await _bounded(response)
