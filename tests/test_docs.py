@@ -22,7 +22,7 @@ import pytest
 
 from src import config, counters, data, error_handler, main, reconciliation, ring_buffer, slots, sockets, supervisor, teacher
 from src.bus import Topic
-from src.exchange import faults, market, options, orders, rest, ws_api
+from src.exchange import faults, market, options, orders, rest, streams, ws_api
 from src.journal import Journal
 from src.venue import errors
 from tests.test_exchange_streams import LIVELY, lively
@@ -528,7 +528,7 @@ async def test_streams_deliver_as_documented() -> None:
         for base in (client.ready.market, client.ready.public):
             socket = await client.socket(base + "/stream")
             assert await socket.ask({"method": "SUBSCRIBE", "params": sorted(silent), "id": 1}) == {"result": None, "id": 1}
-            for name in sorted(n for n in delivers if (base == client.ready.public) == bool(re.search("depth|bookTicker", n))):
+            for name in sorted(n for n in delivers if (base == client.ready.public) == (streams.route_of(n) == streams.PUBLIC)):
                 await socket.send({"method": "SUBSCRIBE", "params": [name], "id": 2})
                 if name == "!contractInfo":
                     await socket.until(lambda m: m.get("id") == 2)
