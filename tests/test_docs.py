@@ -521,6 +521,12 @@ def test_the_markets_are_documented() -> None:
     assert column("docs/exchange.md", "Markets") == list(market.KINDS)
 
 
+def test_the_peers_are_documented_with_their_versions() -> None:
+    pinned = {tuple(path.read_text().strip().split("==")) for path in (ROOT / "tests" / "peers").glob("*.txt")}
+    heading = "Other people's clients"
+    assert set(zip(column("docs/exchange.md", heading), column("docs/exchange.md", heading, 1), strict=True)) == pinned
+
+
 async def test_streams_deliver_as_documented() -> None:
     """Each stream that is called delivering does so, one after the other; those that are called silent say nothing all that time."""
     delivers, silent = told("Streams")
