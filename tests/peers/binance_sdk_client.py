@@ -157,6 +157,27 @@ async def trade(rest: Rest, user: Heard, exchange: dict[str, str], bid: float) -
     rest.ask("account_information_v3", "after: account_information_v3")
 
 
+def hedge(rest: Rest, bid: float) -> None:
+    """Both sides of one contract at a time, and the manners of limit orders."""
+    rest.ask("change_position_mode", dual_side_position="true")
+    market = {"symbol": SYMBOL, "type": "MARKET", "new_order_resp_type": "RESULT"}
+    for side, position_side, quantity in (("BUY", "LONG", 0.02), ("SELL", "SHORT", 0.01), ("SELL", "LONG", 0.005)):
+        rest.ask("new_order", f"hedge: {side} {position_side}", **market, side=side, position_side=position_side, quantity=quantity)
+    rest.refused("hedge: more than there is", "new_order", **market, side="SELL", position_side="LONG", quantity=0.02)
+    rest.refused("hedge: no side", "new_order", **market, side="BUY", quantity=0.01)
+    rest.refused("hedge: mode with positions", "change_position_mode", dual_side_position="false")
+    rest.ask("position_information_v3", "hedge: positions", symbol=SYMBOL)
+    for side, position_side, quantity in (("SELL", "LONG", 0.015), ("BUY", "SHORT", 0.01)):
+        rest.ask("new_order", f"hedge: close {position_side}", **market, side=side, position_side=position_side, quantity=quantity)
+    rest.ask("change_position_mode", "one-way again", dual_side_position="false")
+    limit = {"symbol": SYMBOL, "side": "BUY", "type": "LIMIT", "quantity": 0.01}
+    rest.refused("post-only that crosses", "new_order", **limit, time_in_force="GTX", price=below(bid, 1))
+    rest.refused("all or nothing", "new_order", **limit, time_in_force="FOK", price=below(bid, 7))
+    rest.ask("new_order", "at once or not", **limit, time_in_force="IOC", price=below(bid, 7), new_order_resp_type="RESULT")
+    rest.ask("cancel_all_open_orders", symbol=SYMBOL)
+    rest.ask("auto_cancel_all_open_orders", symbol=SYMBOL, countdown_time=0)
+
+
 async def ask(api: Any, bid: float) -> None:
     """The WebSocket API with an Ed25519 key, logged on."""
     logon = await api.send_signed_message({"method": "session.logon", "params": {}}, signer=api.signer, api_key=True, session_logon=True)
@@ -198,6 +219,7 @@ async def main() -> None:
         rest.ask("keepalive_user_data_stream")
         await tell_markets(heard)
         await trade(rest, user, exchange, bid)
+        hedge(rest, bid)
     finally:
         await streams.close_connection(close_session=True)
     await api.create_connection()

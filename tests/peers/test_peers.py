@@ -201,6 +201,7 @@ def test_the_venues_own_sdk_finds_what_its_models_promise(homes_folder: Path, ru
     sdk_shapes(seen)
     sdk_looks(seen)
     sdk_trades(seen)
+    sdk_hedges(seen)
     sdk_listens(seen)
     sdk_asks_over_ws(seen, running["ed_key"])
 
@@ -258,6 +259,23 @@ def sdk_trades(seen: dict[str, dict[str, Any]]) -> None:
     assert balanced(data["after: account_trade_list"], data["after: account_information_v3"]["totalWalletBalance"])
     income = sum(D(row["income"]) for row in data["after: get_income_history"])
     assert D(data["after: account_information_v3"]["totalWalletBalance"]) == 10_000 + income
+
+
+def sdk_hedges(seen: dict[str, dict[str, Any]]) -> None:
+    data = {step: row["data"] for step, row in seen.items() if "data" in row}
+    orders = {step: row for step, row in data.items() if step.startswith("hedge: ") and "status" in row}
+    assert {step: values(row, "status", "positionSide", "executedQty") for step, row in orders.items()} == {
+        "hedge: BUY LONG": ("FILLED", "LONG", "0.020"), "hedge: SELL SHORT": ("FILLED", "SHORT", "0.010"),
+        "hedge: SELL LONG": ("FILLED", "LONG", "0.005"), "hedge: close LONG": ("FILLED", "LONG", "0.015"),
+        "hedge: close SHORT": ("FILLED", "SHORT", "0.010"),
+    }  # fmt: skip
+    assert {p["positionSide"]: p["positionAmt"] for p in data["hedge: positions"]} == {"LONG": "0.015", "SHORT": "-0.010"}
+    refusals = {"hedge: more than there is": -2024, "hedge: no side": -4061, "hedge: mode with positions": -4068,
+                "post-only that crosses": -5022, "all or nothing": -5021}  # fmt: skip
+    assert {step: seen[step]["code"] for step in refusals} == refusals
+    assert data["change_position_mode"]["code"] == data["one-way again"]["code"] == 200
+    assert values(data["at once or not"], "status", "executedQty") == ("EXPIRED", "0")
+    assert data["cancel_all_open_orders"]["code"] == 200 and data["auto_cancel_all_open_orders"]["countdownTime"] == "0"
 
 
 def sdk_listens(seen: dict[str, dict[str, Any]]) -> None:
