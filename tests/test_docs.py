@@ -22,7 +22,7 @@ import pytest
 
 from src import config, counters, data, error_handler, main, reconciliation, ring_buffer, slots, sockets, supervisor, teacher
 from src.bus import Topic
-from src.exchange import faults, market, options, orders, rest, ws_api
+from src.exchange import faults, market, options, orders, rest, streams, ws_api
 from src.journal import Journal
 from src.venue import errors
 from tests.test_exchange_streams import LIVELY, lively
@@ -526,6 +526,12 @@ def test_the_markets_are_documented() -> None:
     assert column("docs/exchange.md", "Markets") == list(market.KINDS)
 
 
+def test_the_peers_are_documented_with_their_versions() -> None:
+    pinned = {tuple(path.read_text().strip().split("==")) for path in (ROOT / "tests" / "peers").glob("*.txt")}
+    heading = "Other people's clients"
+    assert set(zip(column("docs/exchange.md", heading), column("docs/exchange.md", heading, 1), strict=True)) == pinned
+
+
 async def test_streams_deliver_as_documented() -> None:
     """Each stream that is called delivering does so, one after the other; those that are called silent say nothing all that time."""
     delivers, silent = told("Streams")
@@ -533,7 +539,7 @@ async def test_streams_deliver_as_documented() -> None:
         for base in (client.ready.market, client.ready.public):
             socket = await client.socket(base + "/stream")
             assert await socket.ask({"method": "SUBSCRIBE", "params": sorted(silent), "id": 1}) == {"result": None, "id": 1}
-            for name in sorted(n for n in delivers if (base == client.ready.public) == bool(re.search("depth|bookTicker", n))):
+            for name in sorted(n for n in delivers if (base == client.ready.public) == (streams.route_of(n) == streams.PUBLIC)):
                 await socket.send({"method": "SUBSCRIBE", "params": [name], "id": 2})
                 if name == "!contractInfo":
                     await socket.until(lambda m: m.get("id") == 2)
