@@ -22,7 +22,7 @@ import pytest
 
 from src import config, counters, data, error_handler, main, reconciliation, ring_buffer, slots, sockets, supervisor, teacher
 from src.bus import Topic
-from src.exchange import faults, market, options, orders, rest, streams, ws_api
+from src.exchange import faults, market, options, orders, recorded, rest, streams, ws_api
 from src.journal import Journal
 from src.venue import errors
 from tests.test_exchange_streams import LIVELY, lively
@@ -243,15 +243,16 @@ def rule_book() -> str:
     return table(["part", "weight", "what it rewards"], [[code(part), weight, what] for part, weight, what in teacher.RULES])
 
 
-def recordings() -> str:
-    return "```\n" + data.ACCEPTED + "\n```"
+def fenced(text: str) -> str:
+    return "```\n" + text + "\n```"
 
 
 GENERATED: dict[str, Callable[[], str]] = {
     "settings": settings, "layers": layers, "modules": modules, "slot fields": slot_fields, "control words": control_words,
     "slot transitions": lambda: transitions(slots, slots.TRANSITIONS), "socket transitions": lambda: transitions(sockets, sockets.NEXT),
     "order life": lambda: transitions(orders, orders.ORDER_LIFE), "algo life": lambda: transitions(orders, orders.ALGO_LIFE),
-    "journal tables": journal_tables, "error classes": error_classes, "reactions": reactions, "rule book": rule_book, "recordings": recordings,
+    "journal tables": journal_tables, "error classes": error_classes, "reactions": reactions, "rule book": rule_book,
+    "recordings": lambda: fenced(data.ACCEPTED), "raw frames": lambda: fenced(recorded.ACCEPTED),
     "switches": lambda: dataclass_rows(options.Switches), "venue limits": lambda: dataclass_rows(options.Limits),
 }  # fmt: skip
 _BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n)(.*?)(\n<!-- end of \2 -->)", re.DOTALL)
