@@ -257,6 +257,7 @@ class Room:
                 async with asyncio.timeout(CONNECT_S):
                     await self._streaming.wait()
             self.trade.recovering = True
+            connections.append(asyncio.ensure_future(self._ticks()))
             await recover(self.trade, self.journal, self.portfolio, self.gateway, self.given.clock)
             self.brain.start(self.life.fail, lambda error: self.trade.latch("halt", f"{type(error).__name__}: {error}"))
             commands = {"recheck": self.recheck, "flatten": lambda: self.trade.flatten("flattened by the operator")}
@@ -266,6 +267,8 @@ class Room:
             await self._run(connections)
             await self._settle()
         finally:
+            for task in connections[2:]:
+                task.cancel()
             self.brain.stop()
             self.trade.remember()
             await self.stream.close()
@@ -275,7 +278,7 @@ class Room:
         """Until stopped. A task that ends by itself failed, and ends the process: the container starts it anew, and starting is recovering."""
         life, clock, market = self.life, self.given.clock, self.brain.market
         mine = [asyncio.ensure_future(work) for work in (
-            life.stop.wait(), self._ticks(), self._steady(), self._rechecks(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
+            life.stop.wait(), self._steady(), self._rechecks(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
             keep_prepared(self.trade, self.rest, self.rules, self.leverage, life.stop))]  # fmt: skip
         waiting = {*mine, *connections}
         try:
