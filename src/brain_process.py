@@ -22,7 +22,7 @@ from src.brain import Brain, Decider, obey, tell_errors
 from src.bus import EventBus
 from src.clock import Clock, monotonic_ns
 from src.config import Endpoints, Settings
-from src.error_handler import AegisError, Fatal, Halt, Retryable, catch_and_log, failure, lifecycle, warn
+from src.error_handler import AegisError, Fatal, Halt, catch_and_log, failure, lifecycle, warn
 from src.gateway import Gateway
 from src.journal import Journal
 from src.life import Life, hear
@@ -86,6 +86,8 @@ async def run_brain(life: Life, given: Given, progress: Callable[[int, int, str]
     """Until ``life.stop``, or until something ends the process."""
     warm_up(progress)
     symbols = await _table(life)
+    if not symbols:
+        return  # stopped before there was a market
     async with sole_child(life.settings.state_dir, "brain"):
         journal = Journal(life.settings.state_dir)
         try:
@@ -95,14 +97,14 @@ async def run_brain(life: Life, given: Given, progress: Callable[[int, int, str]
 
 
 async def _table(life: Life) -> tuple[SymbolRules, ...]:
-    """The symbol table, which the Feed makes and the supervisor hands on."""
+    """The symbol table, which the Feed makes and the supervisor hands on; empty where the stop came first."""
     arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     hear(life.pipe, lambda message: None if arrived.done() else arrived.set_result(message))
     stopped: asyncio.Future[Any] = asyncio.ensure_future(life.stop.wait())
     await asyncio.wait([arrived, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if not arrived.done():
-        raise Retryable("stopped before the symbol table came")
+        return ()
     word, table = arrived.result()
     assert word == "table", word
     return tuple(table)
