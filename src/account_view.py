@@ -16,10 +16,11 @@ WALLET = ""
 
 
 class AccountView:
-    """``account``: wallet and positions. Moments are nanoseconds of CLOCK_MONOTONIC."""
+    """``account``: wallet and positions; ``known`` once all of it was read. Moments are nanoseconds of CLOCK_MONOTONIC."""
 
     def __init__(self) -> None:
         self.account = Account(ZERO, ZERO)
+        self.known = False
         self._told_ns: dict[str, int] = {}
 
     def tell(self, update: AccountUpdate, now_ns: int) -> None:
@@ -34,7 +35,7 @@ class AccountView:
     def read(self, account: Account, asked_ns: int, now_ms: int) -> None:
         """Take over what was asked for at that moment, where nothing newer has been told."""
         wallet = self.account.wallet if self._told_ns.get(WALLET, -1) >= asked_ns else account.wallet
-        positions = self.newest(account.positions, asked_ns)
+        positions, self.known = self.newest(account.positions, asked_ns), True
         self.account = replace(account, wallet=wallet, positions=positions, as_of_ms=account.as_of_ms or now_ms)
 
     def read_positions(self, positions: Iterable[PositionUpdate], asked_ns: int) -> tuple[PositionUpdate, ...]:

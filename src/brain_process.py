@@ -22,7 +22,7 @@ from src.brain import Brain, Decider, obey, tell_errors
 from src.bus import EventBus
 from src.clock import Clock, monotonic_ns
 from src.config import Endpoints, Settings
-from src.error_handler import AegisError, Fatal, Halt, Retryable, catch_and_log, failure, lifecycle, warn
+from src.error_handler import AegisError, Fatal, Halt, catch_and_log, failure, lifecycle, warn
 from src.gateway import Gateway
 from src.journal import Journal
 from src.life import Life, hear
@@ -86,6 +86,8 @@ async def run_brain(life: Life, given: Given) -> None:
     """Until ``life.stop``, or until something ends the process."""
     warm_up()
     symbols = await _table(life)
+    if not symbols:
+        return  # stopped before there was a market
     async with sole_child(life.settings.state_dir, "brain"):
         journal = Journal(life.settings.state_dir)
         try:
@@ -95,14 +97,14 @@ async def run_brain(life: Life, given: Given) -> None:
 
 
 async def _table(life: Life) -> tuple[SymbolRules, ...]:
-    """The symbol table, which the Feed makes and the supervisor hands on."""
+    """The symbol table, which the Feed makes and the supervisor hands on; empty where the stop came first."""
     arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     hear(life.pipe, lambda message: None if arrived.done() else arrived.set_result(message))
     stopped: asyncio.Future[Any] = asyncio.ensure_future(life.stop.wait())
     await asyncio.wait([arrived, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if not arrived.done():
-        raise Retryable("stopped before the symbol table came")
+        return ()
     word, table = arrived.result()
     assert word == "table", word
     return tuple(table)
@@ -257,6 +259,7 @@ class Room:
                 async with asyncio.timeout(CONNECT_S):
                     await self._streaming.wait()
             self.trade.recovering = True
+            connections.append(asyncio.ensure_future(self._ticks()))
             await recover(self.trade, self.journal, self.portfolio, self.gateway, self.given.clock)
             self.brain.start(self.life.fail, lambda error: self.trade.latch("halt", f"{type(error).__name__}: {error}"))
             commands = {"recheck": self.recheck, "flatten": lambda: self.trade.flatten("flattened by the operator")}
@@ -266,6 +269,8 @@ class Room:
             await self._run(connections)
             await self._settle()
         finally:
+            for task in connections[2:]:
+                task.cancel()
             self.brain.stop()
             self.trade.remember()
             await self.stream.close()
@@ -275,7 +280,7 @@ class Room:
         """Until stopped. A task that ends by itself failed, and ends the process: the container starts it anew, and starting is recovering."""
         life, clock, market = self.life, self.given.clock, self.brain.market
         mine = [asyncio.ensure_future(work) for work in (
-            life.stop.wait(), self._ticks(), self._steady(), self._rechecks(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
+            life.stop.wait(), self._steady(), self._rechecks(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
             keep_prepared(self.trade, self.rest, self.rules, self.leverage, life.stop))]  # fmt: skip
         waiting = {*mine, *connections}
         try:

@@ -46,6 +46,7 @@ async def recover(trade: Trade, journal: Journal, portfolio: Portfolio, gateway:
     trade.on_doubt = lambda: trade.spawn(reconcile(trade, portfolio, gateway, clock))
     trade.hold_for_reconciliation()
     await _pass(trade, portfolio, gateway, clock, always=True)
+    trade.tick()  # the limits begin with what was found, before anything can move it
     if slots:
         left = ", ".join(f"{s.symbol} {s.qty * s.side.sign}" for s in portfolio.slots.values() if s.qty > 0) or "none"
         lifecycle(f"♻️ Recovered {len(slots)} slots from the journal; still open: {left}")

@@ -10,6 +10,7 @@ Children speak over a pipe in plain tuples: ("progress", text), ("table", values
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -114,7 +115,8 @@ class Supervisor:
                 raise ChildEnded(f"{TITLES[name]} did not end within {START_S:g} s", EXIT_DIED)
 
     def tell(self, name: str, message: tuple[str, Any]) -> None:
-        self._children[name].pipe.send(message)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended: its sentinel says so
+            self._children[name].pipe.send(message)
 
     # waiting
 

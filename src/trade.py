@@ -521,17 +521,18 @@ class Trade:
     # time and commands
 
     def tick(self) -> None:
-        """Every 100 ms or so: what is due, the limits, and the figures for the others."""
+        """Every 100 ms or so, once the venue has said what is held: what is due, the limits, and the figures for the others."""
         desk, now_ns, now_ms = self._desk, monotonic_ns(), self._desk.clock.market_ms()
+        if not self.view.known:
+            return
         self._write_later()
         if "venue" in self.holds and now_ns > self._venue_hold_ns:
             del self.holds["venue"]
         self._guarded(lambda: self.run(desk.portfolio.tick(now_ns, now_ms, contact=desk.gateway.contact(now_ns))))
         desk.portfolio.forget_waiting(now_ns, desk.limit.signal_age_ms * 1_000_000)
         equity = self.equity
-        if self.account.as_of_ms:
-            for name, reason in desk.limits.update(equity, now_ms):
-                self.latch(name, reason)
+        for name, reason in desk.limits.update(equity, now_ms):
+            self.latch(name, reason)
         self._show(equity, self._realised_day[1] if self._realised_day[0] == utc_day(now_ms) else ZERO)
 
     def _show(self, equity: Decimal, realised_today: Decimal) -> None:

@@ -85,6 +85,27 @@ async def test_a_fill_without_its_stop_is_protected_first_by_the_next_start(tmp_
         await second.kill()
 
 
+@pytest.mark.slow
+async def test_the_naked_limit_holds_while_the_start_is_still_busy_with_other_things(tmp_path: Path) -> None:
+    """The first stop is refused, and then an old guard of ours is looked at twice before it is cancelled."""
+    async with world() as venue:
+        stop, _, _ = await opened_and_killed(venue, tmp_path)
+        old = ClientIds(venue.clock.market_ms() - 3_600_000).next(Role.STOP)
+        await venue.user("BUY", "1", "SOLUSDT")
+        await venue.client.good("POST", "v1/algoOrder", algoType="CONDITIONAL", symbol="SOLUSDT", side="SELL", type="STOP_MARKET", triggerPrice="100",
+                                closePosition="true", clientAlgoId=old)  # fmt: skip
+        await venue.client.good("DELETE", "v1/algoOrder", clientAlgoId=stop)
+        for door in ("algoOrder.place", "POST v1/algoOrder"):
+            await venue.fault(door, "internal", count=1)
+        second = Daemon(venue, tmp_path, patience=QUICK)
+        starting = asyncio.ensure_future(second.start())
+        await until(venue.standing, "a stop", NAKED_S)
+        assert not starting.done()
+        await starting
+        assert second.protected() and not second.closed
+        await second.kill()
+
+
 # ------------------------------------------------------------------ an open position
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from src.counters import Counters
 from src.supervisor import EXIT_DIED, EXIT_FATAL, ChildEnded, Supervisor
+from tests.daemon import until
 
 
 def says_and_ends(name: str, pipe: Connection, word: str, code: int) -> None:
@@ -48,3 +49,11 @@ def test_a_child_without_an_end_may_not_end(supervisor: Supervisor) -> None:
     supervisor.spawn("feed", says_and_ends, "progress", 0)
     with pytest.raises(ChildEnded, match="Feed ended with exit code 0"):
         supervisor.watch()
+
+
+def test_a_child_that_dies_before_it_is_told_something_is_a_dead_child(supervisor: Supervisor) -> None:
+    supervisor.spawn("brain", says_and_ends, "progress", 3)
+    until(lambda: not supervisor._children["brain"].process.is_alive(), 20)
+    supervisor.tell("brain", ("table", "x" * 1_000_000))
+    with pytest.raises(ChildEnded, match="Brain ended with exit code 3"):
+        supervisor.wait_for("ready", "brain")

@@ -204,10 +204,10 @@ class Daemon:
             while not self.ws.is_up and self.with_ws:
                 await asyncio.sleep(0.005)
         self.trade.recovering = True
-        await recover(self.trade, self.journal, self.portfolio, self.gateway, self.world.clock)
-        self.trade.prepared.update(self.symbols)
         if ticking:
             self.tasks.append(asyncio.ensure_future(self._ticks()))
+        await recover(self.trade, self.journal, self.portfolio, self.gateway, self.world.clock)
+        self.trade.prepared.update(self.symbols)
         for task in self.tasks:
             task.add_done_callback(self._ended)
         self.running = True
