@@ -45,7 +45,7 @@ from src.market_universe import Standing, standing
 from src.models import SymbolRules
 from src.ring_buffer import Ring
 from src.silence import Probe, Silence
-from src.sockets import MakeLink, Patience, Shard, SocketEvent, SocketState, Streams, make_link
+from src.sockets import MARKS, MakeLink, Patience, Shard, SocketEvent, SocketState, Streams, make_link
 from src.venue.answers import Book, Price
 from src.venue.budget import shared_governor, show_use
 from src.venue.messages import AggTrade, ContractInfo
@@ -336,6 +336,10 @@ class Feed:
         for shard in self.shards:
             if index in shard.stream:
                 shard.remove(index)
+            if shard.ticks and shard.name_of(MARKS) == mark_stream(self.names[index]) and self.streamed.any():
+                another = int(self.streamed.argmax())
+                shard.mark_keys[self.names[another]] = mark_key(another)
+                shard.tick_by(mark_stream(self.names[another]))
         if self.gaps.forget(index):
             self._well(self._shard_of[index])
         self._owe(partial(self.conflator.forget, index, monotonic_ns()))
@@ -410,13 +414,17 @@ def stream_name(route: Route, symbol: str) -> str:
     return f"{symbol.lower()}@{'aggTrade' if route is Route.MARKET else 'bookTicker'}"
 
 
+def mark_stream(symbol: str) -> str:
+    return f"{symbol.lower()}@markPrice@1s"
+
+
 def streams_of(options: FeedOptions, route: Route, part: dict[str, int], marks: dict[str, int], *, first: bool = False) -> Streams:
     """A socket for these symbols. The first market socket has all mark prices and the contracts' news; the others one symbol's mark price,
     so that each shows time passing."""
     names = {stream_name(route, symbol): index for symbol, index in part.items()}
     if route is Route.PUBLIC:
         return Streams(route, f"{options.public_url}/stream", names, (), {s: quote_key(i) for s, i in part.items()}, {})
-    extra = ("!markPrice@arr@1s", "!contractInfo") if first else (f"{next(iter(part)).lower()}@markPrice@1s",)
+    extra = ("!markPrice@arr@1s", "!contractInfo") if first else (mark_stream(next(iter(part))),)
     return Streams(route, f"{options.market_url}/stream", names, extra, {s: trade_key(i) for s, i in part.items()}, marks)
 
 

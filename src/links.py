@@ -36,7 +36,9 @@ class Route(Enum):
 
 
 class Carrier(Protocol):
-    """Whose connection it is. ``keys``, ``mark_keys``: symbol → first word of its rows."""
+    """Whose connection it is. ``keys``, ``mark_keys``: symbol → first word of its rows. ``mark_ns``: when a mark price last came."""
+
+    mark_ns: int
 
     @property
     def route(self) -> Route: ...
@@ -291,6 +293,7 @@ class MarketLink(Link):
         try:
             row = (key, mark.E, float(mark.p), float(mark.i), float(mark.r or 0), float(mark.T))
             self.stage(MARK_ROW, row, mark, received_ns)
+            self._carrier.mark_ns = received_ns
         except RUBBISH as error:
             self._sink.bad(error, 0)
             return False

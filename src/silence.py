@@ -7,6 +7,7 @@ Invariants
   * A socket is hung up, and a stream called mute, only where a witness has seen what it did not show, and ``lag_s`` later it still has not;
     or, a socket, where nobody can be asked. A silent market ends nothing, and is said once.
   * A stream is judged by what happened after it was asked for on the link that carries it, and after what that link has shown since.
+    Mark prices need no witness: they come every second, whatever the market does.
   * What a mute stream missed is a hole from that moment on, and its symbol is not tradable until the stream has shown data again.
   * A mute stream is asked for again; if it stays mute its socket is dialled anew, once until the stream has shown data.
 """
@@ -21,7 +22,7 @@ from src.clock import SECOND_NS, Clock, monotonic_ns
 from src.conflate import Conflator
 from src.error_handler import AegisError, info, warn
 from src.links import Route
-from src.sockets import Patience, Shard
+from src.sockets import MARKS, Patience, Shard
 from src.venue.answers import Book, Price
 
 Told = Mapping[str, Price] | Mapping[str, Book] | None
@@ -114,17 +115,19 @@ class Silence:
 
     def _hear(self, shard: Shard) -> None:
         """A stream that has shown data since it was asked for again is mute no more."""
-        column = self._column(shard, "ns")
-        for index in [i for i in shard.silent if 0 < shard.since_ns(i) < self._ward.conflator.symbols[column][i]]:
+        for index in [i for i in shard.silent if 0 < shard.since_ns(i) < self._heard_ns(shard, i)]:
             del shard.silent[index]
-            info("a mute stream speaks again", stream=shard.stream[index])
+            info("a mute stream speaks again", stream=shard.name_of(index))
+
+    def _heard_ns(self, shard: Shard, index: int) -> int:
+        return shard.mark_ns if index == MARKS else int(self._ward.conflator.symbols[self._column(shard, "ns")][index])
 
     def _unheard(self, shard: Shard, now_ns: int) -> list[int]:
         """Streams that have shown nothing for long on a socket that flows."""
         if not shard.flowing or shard.is_mute(now_ns):
             return []
-        rows, before_ns = self._ward.conflator.symbols[self._column(shard, "ns")], now_ns - self._ns(self._patience.silent_s)
-        return [index for index in shard.members if rows[index] < before_ns and 0 < shard.since_ns(index) < before_ns]
+        before_ns, judged = now_ns - self._ns(self._patience.silent_s), [*shard.members, *([MARKS] if shard.ticks else ())]
+        return [index for index in judged if self._heard_ns(shard, index) < before_ns and 0 < shard.since_ns(index) < before_ns]
 
     # the venue's word
 
@@ -133,9 +136,9 @@ class Silence:
         for shard in self._ward.shards:
             if shard.route in told and shard.is_mute(now_ns):
                 self._judge_socket(shard, told[shard.route])
-            elif (rows := told.get(shard.route)) is not None:
-                shown_ms = self._shown_ms(shard)
-                mute = [index for index in self._unheard(shard, now_ns) if 0 < self._missed_ms(shard, index, rows) <= shown_ms]
+            elif shard.route in told and (unheard := self._unheard(shard, now_ns)):
+                rows, shown_ms = told[shard.route] or {}, self._shown_ms(shard)
+                mute = [index for index in unheard if index == MARKS or 0 < self._missed_ms(shard, index, rows) <= shown_ms]
                 if mute:
                     self._judge_streams(shard, mute, now_ns)
 
@@ -174,16 +177,16 @@ class Silence:
 
     def _judge_streams(self, shard: Shard, mute: list[int], now_ns: int) -> None:
         """Proven mute: in doubt at once and asked for again; the second time the socket is dialled anew."""
-        new = [shard.stream[index] for index in mute if index not in shard.silent]
+        new = [shard.name_of(index) for index in mute if index not in shard.silent]
         for index in mute:
             shard.silent[index] = shard.silent.get(index, 0) + 1
-            if shard.route is Route.MARKET:
+            if shard.route is Route.MARKET and index != MARKS:
                 self._ward.missed(index, now_ns)
         if new:
             for _ in new:
                 self._count("mute_streams")
             warn("streams are mute: they are asked for again", route=shard.route.value, streams=new[:20], count=len(new))
-        stubborn = [shard.stream[index] for index in mute if shard.silent[index] == 2]
+        stubborn = [shard.name_of(index) for index in mute if shard.silent[index] == 2]
         if stubborn:
             self._hang_up(shard, f"{len(stubborn)} of its streams stay mute, {stubborn[0]} among them")
         else:

@@ -131,8 +131,13 @@ class Streams:
     mark_keys: Mapping[str, int]
 
 
+MARKS = -1
+"""In the place of a symbol: the stream of mark prices that lets a market shard's time pass, the first of its ``extra``."""
+
+
 class Shard:
-    """A set of streams and the task that keeps a link for it. ``stream``: names by symbol index. ``event_ms``: newest venue time shown."""
+    """A set of streams and the task that keeps a link for it. ``stream``: names by symbol index. ``event_ms``: newest venue time shown;
+    ``mark_ns``: when a mark price last came."""
 
     def __init__(self, sink: Sink, streams: Streams, patience: Patience, make: MakeLink = make_link) -> None:
         self._sink = sink
@@ -144,7 +149,7 @@ class Shard:
         self.stream = {index: name for name, index in streams.names.items()}
         self.state = SocketState.IDLE
         self.link: Link | None = None
-        self.event_ms = 0
+        self.event_ms = self.mark_ns = 0
         self.gapped = 0
         """How many of its symbols are in a gap."""
         self.requests: deque[tuple[str, str]] = deque()
@@ -159,6 +164,14 @@ class Shard:
     def members(self) -> list[int]:
         """Symbol indices."""
         return sorted(self.stream)
+
+    @property
+    def ticks(self) -> bool:
+        return bool(self._extra)
+
+    def name_of(self, index: int) -> str:
+        """Of a symbol's stream, or of MARKS."""
+        return self._extra[0] if index == MARKS else self.stream[index]
 
     @property
     def size(self) -> int:
@@ -191,9 +204,16 @@ class Shard:
         self._asked_ns.pop(index, None)
         self.silent.pop(index, None)
 
+    def tick_by(self, name: str) -> None:
+        """Let this stream of mark prices take the place of the one in MARKS."""
+        self.requests += [("UNSUBSCRIBE", self._extra[0]), ("SUBSCRIBE", name)]
+        self._extra = (name, *self._extra[1:])
+        self._asked_ns.pop(MARKS, None)
+        self.silent.pop(MARKS, None)
+
     def ask_again(self, indices: Sequence[int]) -> None:
         """The venue may have forgotten the streams of these symbols."""
-        names = [self.stream[index] for index in indices]
+        names = [self.name_of(index) for index in indices]
         self.requests.extend(("UNSUBSCRIBE", name) for name in names)
         self.requests.extend(("SUBSCRIBE", name) for name in names)
         for index in indices:
@@ -202,6 +222,10 @@ class Shard:
     def since_ns(self, index: int) -> int:
         """When the symbol's stream was last asked for on the link that carries it; 0 while it is not."""
         return self._asked_ns.get(index, 0) if self.flowing else 0
+
+    def _all(self) -> list[tuple[int, str]]:
+        """Every stream that is judged."""
+        return [*self.stream.items(), *((MARKS, name) for name in self._extra[:1])]
 
     def send_requests(self) -> list[int]:
         """What waits, at most two chunks at a time: call it once a second. Returns the symbols whose streams were asked for."""
@@ -217,7 +241,7 @@ class Shard:
             for link in links if names else ():
                 link.subscribe(method, names)
             asked = asked | set(names) if method == "SUBSCRIBE" else asked - set(names)
-        found = [index for index, name in self.stream.items() if name in asked] if asked else []
+        found = [index for index, name in self._all() if name in asked] if asked else []
         self._asked_ns |= dict.fromkeys(found, monotonic_ns())
         return found
 
@@ -272,7 +296,7 @@ class Shard:
         return link
 
     async def _subscribe(self, link: Link) -> None:
-        members, names = tuple(self.stream), [*self.stream.values(), *self._extra]
+        members, names = [index for index, _ in self._all()], [*self.stream.values(), *self._extra]
         for start in range(0, len(names), SUBSCRIBE_NAMES):
             if start:
                 await asyncio.sleep(SUBSCRIBE_EVERY_S)

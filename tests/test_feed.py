@@ -20,7 +20,7 @@ from aiohttp import WSMsgType, web
 
 from src.clock import Clock, clock_at
 from src.counters import Counters
-from src.feed import FeedOptions, plan, run_feed, warm_up
+from src.feed import Feed, FeedOptions, plan, run_feed, warm_up
 from src.links import Route
 from src.models import SymbolRules
 from src.ring_buffer import BACKFILLED, GAP, HEALED, MARK, QUOTE, STATE, TIME, TRADE, Ring
@@ -677,6 +677,22 @@ async def test_the_question_waits_for_request_weight_and_without_an_answer_a_mut
         others.set("weight_used", 2400)
         await s.venue.until(lambda: s.venue.connects["market"] == 2)
         assert not s.venue.probes
+
+
+async def test_a_socket_whose_time_passed_by_the_marks_of_a_symbol_that_ends_has_those_of_another() -> None:
+    """A contract that is gone has no marks any more; without another clock its socket would stop TIME for all."""
+    feeds: list[Feed] = []
+
+    async def beside(feed: Feed) -> None:
+        feeds.append(feed)
+
+    async with scene(BTC, ETH, streams_per_socket=3, close_grace_ms=0, beside=beside) as s:
+        feeds[0].end(1)
+        await s.venue.until(lambda: any(client.names == {"btcusdt@markPrice@1s"} for client in s.venue.clients))
+        for second in (1000, 2000):
+            await s.venue.marks(T0 + second, "BTCUSDT")
+            await s.venue.send("market", "btcusdt@markPrice@1s", mark("BTCUSDT", T0 + second))
+        await s.reader.until(lambda: T0 + 2000 in times(s))
 
 
 async def test_a_server_that_never_acknowledges_is_left_and_tried_again() -> None:

@@ -214,6 +214,17 @@ async def test_a_mute_stream_is_asked_for_again_without_a_new_connection(kind: s
         assert all(whole_when_tradable(s.tape.slots(), i) for i in range(len(NAMES)))
 
 
+@pytest.mark.slow
+async def test_a_mute_stream_of_mark_prices_is_asked_for_again() -> None:
+    async with scene() as s:
+        await s.tape.until(s.sound)
+        await s.control("mute_stream", stream="!markPrice@arr@1s")
+        await s.until_counted("mute_streams")
+        marks = s.get("marks")
+        await s.until_counted("marks", marks + 400)
+        assert all(s.tape.able.values()) and (s.get("mute_streams"), s.get("reconnects"), s.get("gaps")) == (1, 0, 0)
+
+
 # --- a day -----------------------------------------------------------------------------------------------------------------------------
 
 RUBBISH = ["", "nonsense", "{", '{"data":{"e":"aggTrade"}}', '{"stream":"x","data":[1,2]}', '{"data":{"e":"aggTrade","E":1,"s":"NOBODYUSDT",'

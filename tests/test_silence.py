@@ -18,7 +18,7 @@ from src.conflate import SYMBOL_DTYPE
 from src.error_handler import AegisError, Retryable
 from src.links import Route
 from src.silence import Silence
-from src.sockets import Patience
+from src.sockets import MARKS, Patience
 from src.venue.answers import Book, Price
 
 T0_MS = 1_763_600_000_000
@@ -37,6 +37,8 @@ class FakeShard:
     link: Any
     since: dict[int, int]
     event_ms: int = 0
+    mark_ns: int = 0
+    ticks: bool = False
     flowing: bool = True
     silent: dict[int, int] = field(default_factory=dict)
     again: list[list[int]] = field(default_factory=list)
@@ -45,6 +47,9 @@ class FakeShard:
     @property
     def stream(self) -> dict[int, str]:
         return {index: f"{NAMES[index]}@{self.route.value}" for index in self.members}
+
+    def name_of(self, index: int) -> str:
+        return "marks" if index == MARKS else self.stream[index]
 
     @property
     def size(self) -> int:
@@ -270,6 +275,21 @@ def test_a_socket_that_lags_is_not_taken_for_a_mute_stream() -> None:
     world.shards[0].event_ms = world.ms(START + 41)
     world.judge(START + 61, market=world.prices(BTCUSDT=START + 40))
     assert world.shards[0].silent == {0: 1}
+
+
+def test_mark_prices_that_stop_are_asked_for_again_without_a_witness_and_their_symbols_are_not_in_doubt() -> None:
+    world = World([0, 1, 2])
+    market = world.shards[0]
+    market.ticks, market.mark_ns, market.since[MARKS] = True, START * SECOND_NS, (START - 100) * SECOND_NS
+    flow(world, START, START + 29, 0, 1, 2)
+    world.judge(START + 29, market=None)
+    assert not market.silent
+    flow(world, START + 29, START + 40, 0, 1, 2)
+    world.judge(START + 40, market=None)
+    assert market.silent == {MARKS: 1} and market.again == [[MARKS]] and not world.missed_of
+    market.since[MARKS], market.mark_ns = (START + 41) * SECOND_NS, (START + 42) * SECOND_NS
+    world.tick(START + 42)
+    assert not market.silent
 
 
 def test_a_symbol_that_the_venue_does_not_list_is_not_judged() -> None:
