@@ -35,6 +35,7 @@ from src.recovery import reconcile, recover
 from src.ring_buffer import Ring
 from src.risk import Limit, Limits
 from src.slots import State
+from src.sole import sole_child
 from src.teacher import Judge, Teacher, warm_up
 from src.trade import Desk, Trade
 from src.venue.budget import shared_governor, show_use
@@ -81,15 +82,16 @@ def limit_of(s: Settings) -> Limit:
         signal_age_ms=s.signal_age_ms, stale_ms=s.stale_ms, require_evidence=s.require_evidence)  # fmt: skip
 
 
-async def run_brain(life: Life, given: Given, progress: Callable[[int, int, str], None]) -> None:
+async def run_brain(life: Life, given: Given) -> None:
     """Until ``life.stop``, or until something ends the process."""
-    warm_up(progress)
+    warm_up()
     symbols = await _table(life)
-    journal = Journal(life.settings.state_dir)
-    try:
-        await _trade(life, given, journal, symbols)
-    finally:
-        journal.close()
+    async with sole_child(life.settings.state_dir, "brain"):
+        journal = Journal(life.settings.state_dir)
+        try:
+            await _trade(life, given, journal, symbols)
+        finally:
+            journal.close()
 
 
 async def _table(life: Life) -> tuple[SymbolRules, ...]:
@@ -202,6 +204,7 @@ class Room:
         block.set("leverage_cap", float(self.leverage))
         block.set("confidence_source", int(student is not None))
         self.stream = UserStream(self.rest, given.urls.private, on_event=self.trade.on_event, on_state=self._stream_state, on_fault=self._fault)
+        self.trade.on_missed = self.stream.restart
         self._streaming = asyncio.Event()
         self._recheck_wanted = asyncio.Event()
         self._told_held: frozenset[str] = frozenset()
@@ -220,13 +223,14 @@ class Room:
         if not up:
             self.trade.holds["stream"] = STREAM_DOWN
             return
-        self.trade.holds.pop("stream", None)
-        self._streaming.set()
         if self.trade.recovering:
             self.recheck()
+        self.trade.holds.pop("stream", None)
+        self._streaming.set()
 
     def recheck(self) -> None:
-        """Compare with the venue again, soon: after a reconnect, or when the Orchestrator saw a difference."""
+        """Compare with the venue again, soon: after a reconnect, or when the Orchestrator saw a difference. Nothing opens from now on."""
+        self.trade.holds["recheck"] = "to be reconciled with the venue"
         self._recheck_wanted.set()
 
     async def _rechecks(self) -> None:
@@ -234,13 +238,15 @@ class Room:
         while True:
             await self._recheck_wanted.wait()
             self._recheck_wanted.clear()
+            passing = reconcile(self.trade, self.portfolio, self.gateway, self.given.clock)  # which holds by itself from here on
+            self.trade.holds.pop("recheck", None)
             try:
-                await reconcile(self.trade, self.portfolio, self.gateway, self.given.clock)
+                await passing
             except (Fatal, Halt):
                 raise
             except AegisError as error:
                 failure("comparing with the venue failed and is tried again", error)
-                self._recheck_wanted.set()
+                self.recheck()
                 await asyncio.sleep(RETRY_S)
 
     async def live(self) -> None:

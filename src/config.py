@@ -12,9 +12,11 @@ import difflib
 import math
 import os
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,7 +89,7 @@ class Settings:
     min_quote_volume: Decimal = _setting(Decimal(0), "USDT a day", "no symbol that trades less in 24 hours", low=0, high=10**12)
     min_age_days: int = _setting(0, "days", "no symbol that was listed later", low=0, high=10_000)
     universe_spread_bps: Decimal = _setting(Decimal(0), "0.01 %", "no symbol whose spread is wider when it is chosen; 0: any", low=0, high=10_000)
-    universe_size: int = _setting(_by_mode(300, sim=20), "symbols", "how many of the most traded symbols", low=1, high=600)
+    universe_size: int = _setting(_by_mode(300, sim=30), "symbols", "how many of the most traded symbols", low=1, high=600)
     universe_seconds: int = _setting(900, "s, market time", "the venue is asked what it lists: symbols begin and end", low=10, high=86400)
     leave_lead_seconds: int = _setting(3600, "s, market time", "a position is closed so long before its contract ends", low=0, high=864000)
 
@@ -198,6 +200,25 @@ def proxy_for(url: str) -> str | None:
     return None if proxy_bypass(host, found) else found.get("https" if parts.scheme in ("https", "wss") else "http")
 
 
+@cache
+def _trusting(ca_file: str) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.load_verify_locations(ca_file)
+    return context
+
+
+def tls_for(url: str) -> ssl.SSLContext | None:
+    """What is trusted for this URL where CA_FILE of the environment adds to the system's certificates; None: no more than these, or no TLS."""
+    ca_file = os.environ.get("CA_FILE", "")
+    return _trusting(ca_file) if ca_file and urlsplit(url).scheme in ("https", "wss") else None
+
+
+def network_environment(settings: Settings) -> dict[str, str]:
+    """The variables that tell PROXY and CA_FILE to this process, its children and its libraries; where they are empty, what is there stays."""
+    proxies = dict.fromkeys(("http_proxy", "https_proxy"), settings.proxy) if settings.proxy else {}
+    return proxies | ({"CA_FILE": settings.ca_file} if settings.ca_file else {})
+
+
 def load(environ: Mapping[str, str] | None = None, dotenv: str | Path | None = ".env") -> Settings:
     """Settings from ``.env`` and the environment, which wins. Raises ``Fatal`` that lists every wrong value."""
     given = {k: v for k, v in dotenv_values(dotenv).items() if v is not None} if dotenv and Path(dotenv).is_file() else {}
@@ -304,6 +325,11 @@ def _contradictions(s: Settings) -> list[str]:
               for name in names if not re.fullmatch(r"[\w*?]+", name)]  # fmt: skip
     if s.ca_file and not Path(s.ca_file).is_file():
         wrong.append(f"CA_FILE={s.ca_file!r}: there is no such file")
+    elif s.ca_file:
+        try:
+            _trusting(s.ca_file)
+        except OSError as error:
+            wrong.append(f"CA_FILE={s.ca_file!r}: must hold certificates in PEM ({error})")
     schemes = {"rest_url": ("http", "https"), "exchange_url": ("http", "https"), "proxy": ("http",)}
     for name in ("rest_url", "market_url", "public_url", "private_url", "ws_api_url", "exchange_url", "proxy"):
         value, right = getattr(s, name), schemes.get(name, ("ws", "wss"))

@@ -71,7 +71,7 @@ WAKE, HOLES, BACKLOG = 1, 2, 4
 SYMBOL_DTYPE = np.dtype([
     ("step", "<f8"), ("last_id", "<i8"), ("trade_at", "<i8"), ("fill_at", "<i8"), ("quote_at", "<i8"), ("mark_at", "<i8"),
     ("trade_ms", "<f8"), ("quote_ms", "<f8"), ("trade_ns", "<i8"), ("quote_ns", "<i8"), ("doubt", "<i8"), ("contrary", "<i8"),
-    ("kept_at", "<i8"), ("kept_fill_at", "<i8"), ("last_raw", "<i8"),
+    ("kept_at", "<i8"), ("kept_fill_at", "<i8"), ("last_raw", "<i8"), ("bid", "<f8"), ("ask", "<f8"),
 ])
 """One row a symbol. ``*_at``: queue position of its newest record of that kind (live when not below the queue's tail). ``doubt``: the
 stream was cut, so it is not known whether trades are missing. ``last_raw``: single trade id at the end of the newest live aggregate."""
@@ -342,6 +342,7 @@ def _take_quote(table: Table, staged: Staged, row: int, received_ns: int) -> Non
         return
     tally.quotes += 1
     tally.conflated += pending
+    symbol.bid, symbol.ask = bid, ask
     symbol.quote_ms, symbol.quote_at = time_ms, symbol.quote_at if pending else tally.head - 1
     record = table.own[at]
     record.received_ns = np.uint64(received_ns)

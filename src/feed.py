@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,14 +39,17 @@ from src.conflate import (
 from src.counters import READY, Block, Counters
 from src.error_handler import Throttle, warn
 from src.gaps import Fetch, Gaps
+from src.kernel_cache import Progress, silently
 from src.links import Route
 from src.market_universe import Standing, standing
 from src.models import SymbolRules
 from src.ring_buffer import Ring
+from src.silence import Probe, Silence
 from src.sockets import MakeLink, Patience, Shard, SocketEvent, SocketState, Streams, make_link
+from src.venue.answers import Book, Price
 from src.venue.budget import shared_governor, show_use
 from src.venue.messages import AggTrade, ContractInfo
-from src.venue.queries import agg_trades
+from src.venue.queries import agg_trades, books, prices
 from src.venue.rest import Rest
 
 GRACE_WALL_S_MIN = 0.020
@@ -95,17 +98,18 @@ Beside = Callable[["Feed"], Coroutine[Any, Any, None]]
 class Feed:
     """All shards, the table, TIME and the counters of one process. Everything runs on one event loop."""
 
-    def __init__(self, options: FeedOptions, ring: Ring, block: Block, fetch: Fetch) -> None:
+    def __init__(self, options: FeedOptions, ring: Ring, block: Block, fetch: Fetch, probe: Probe) -> None:
         self.options = options
         self.rules = list(options.symbols)
         self.place = {rules.symbol: index for index, rules in enumerate(self.rules)}
         self.conflator = options.make_conflator([float(rules.step) for rules in self.rules], ring, options.records, options.spare)
         self.shards = [Shard(self, streams, options.patience, options.make_link) for streams in plan(options)]
         self.market = [shard for shard in self.shards if shard.route is Route.MARKET]
-        self._names = [rules.symbol for rules in self.rules]
-        self.gaps = Gaps(self, self._names, fetch, options.backfill_max)
+        self.names = [rules.symbol for rules in self.rules]
+        self.gaps = Gaps(self, self.names, fetch, options.backfill_max)
         self.kinds: Counter[str] = Counter()
-        self.frames = self.reconnects = self.silent = self.gaps_found = self.gaps_healed = 0
+        self.frames = self.reconnects = self.gaps_found = self.gaps_healed = 0
+        self.silence = Silence(self, options.clock, options.patience, probe, block.add)
         self._shard_of = {index: shard for shard in self.market for index in shard.members}
         self._block = block
         self._ready: Callable[[], None] | None = None
@@ -135,7 +139,8 @@ class Feed:
         self._ready = on_ready
         try:
             async with asyncio.TaskGroup() as self._group:
-                for work in (*(shard.run() for shard in self.shards), self.gaps.run(), self._tick(), *([beside(self)] if beside else ())):
+                chores = (self.gaps.run(), self.silence.run(), self._tick(), *([beside(self)] if beside else ()))
+                for work in (*(shard.run() for shard in self.shards), *chores):
                     self.spawn(work)
                 await stop.wait()
                 for task in self._tasks:
@@ -261,14 +266,17 @@ class Feed:
             return
         now_ns = monotonic_ns()
         for index in shard.members:
-            last_id = int(self.conflator.symbols[index]["last_id"])
-            if last_id > 0:
-                self._owe(partial(self.conflator.doubt, index, now_ns))
-                self.gaps.open(index, last_id + 1, None, now_ns)
+            self.missed(index, now_ns)
 
-    def stream_of(self, symbol: int) -> object | None:
-        shard = self._shard_of[symbol]
-        return shard.link if shard.flowing else None
+    def missed(self, index: int, now_ns: int) -> None:
+        """Trades of this symbol may be missing from the last one on."""
+        last_id = int(self.conflator.symbols[index]["last_id"])
+        if last_id > 0:
+            self._owe(partial(self.conflator.doubt, index, now_ns))
+            self.gaps.open(index, last_id + 1, None, now_ns)
+
+    def stream_of(self, symbol: int) -> int:
+        return self._shard_of[symbol].since_ns(symbol)
 
     def fell_ill(self, symbol: int) -> None:
         shard = self._shard_of[symbol]
@@ -294,7 +302,7 @@ class Feed:
         if index == len(self.rules):
             self.conflator.add(float(rules.step))
             self.rules.append(rules)
-            self._names.append(rules.symbol)
+            self.names.append(rules.symbol)
             self._stands.append(standing(rules))
             self._said.append((-1, 0, True))
         else:
@@ -328,7 +336,6 @@ class Feed:
         for shard in self.shards:
             if index in shard.stream:
                 shard.remove(index)
-                shard.silent.discard(index)
         if self.gaps.forget(index):
             self._well(self._shard_of[index])
         self._owe(partial(self.conflator.forget, index, monotonic_ns()))
@@ -361,31 +368,13 @@ class Feed:
         self._bound_time()
         while self._owed and self._owed[0]():
             self._owed.popleft()
+        self.silence.tick(now_ns)
         for shard in self.shards:
-            if shard.is_mute(now_ns):
-                warn("market stream is mute", route=shard.route.value, streams=len(shard.stream))
-                shard.hang_up()
-            self._check_silent(shard, now_ns)
-            shard.send_requests()
+            if (asked := shard.send_requests()) and shard.route is Route.MARKET:
+                self.gaps.stream_is_back(asked, now_ns)
         self._write_states(now_ns)
         self._write_time()
         self._count(now_ns)
-
-    def _check_silent(self, shard: Shard, now_ns: int) -> None:
-        """Streams without one frame on this link while others flow: a wrong name is acknowledged like a right one. Asked for once more."""
-        since_ns = shard.judged_since(now_ns)
-        if not since_ns:
-            return
-        column = "trade_ns" if shard.route is Route.MARKET else "quote_ns"
-        members = shard.members
-        seen = self.conflator.symbols[column][members] >= since_ns
-        silent = {index for index, flows in zip(members, seen, strict=True) if not flows} if seen.any() else set()
-        new = sorted(silent - shard.silent)
-        shard.silent = silent
-        if new:
-            self.silent += len(new)
-            shard.ask_again([shard.stream[index] for index in new])
-            warn("streams without data", route=shard.route.value, streams=[shard.stream[index] for index in new[:20]])
 
     def _write_states(self, now_ns: int) -> None:
         """STATE where it changed: tradable once both streams have shown data, neither has fallen silent, and the venue's word allows it."""
@@ -459,24 +448,25 @@ async def run_feed(options: FeedOptions, ring: Ring, counters: Counters, on_read
         show_use(governor, clock, block)
         return rows
 
+    async def probe(route: Route) -> Mapping[str, Price] | Mapping[str, Book]:
+        rows = await (prices(rest) if route is Route.MARKET else books(rest))
+        show_use(governor, clock, block)
+        return rows
+
     try:
-        await Feed(options, ring, block, fetch).run(on_ready, stop, beside)
+        await Feed(options, ring, block, fetch, probe).run(on_ready, stop, beside)
     finally:
         await rest.close()
 
 
-def warm_up(progress: Callable[[int, int, str], None]) -> None:
-    """Compile the kernels: a few seconds the first time on a machine, else from the cache. ``progress``: (done, of how many, what)."""
-    steps: tuple[tuple[str, Callable[[Conflator], object]], ...] = (
-        ("feed: rows into slots", lambda conflator: conflator.drain()),
-        ("feed: time and gap slots", lambda conflator: conflator.time(1, 1)),
-    )
+def warm_up(progress: Progress = silently) -> None:
+    """Compile the kernels, or load them from the cache."""
     ring = Ring.create()
     try:
         conflator = Conflator([1.0], ring, 1024)
-        for done, (name, compiles) in enumerate(steps):
-            progress(done, len(steps), name)
-            compiles(conflator)
-        progress(len(steps), len(steps), "feed")
+        progress("the Feed's slots")
+        conflator.drain()
+        progress("the Feed's clock")
+        conflator.time(1, 1)
     finally:
         ring.close()

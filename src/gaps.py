@@ -39,8 +39,8 @@ class Ward(Protocol):
 
     conflator: Conflator
 
-    def stream_of(self, symbol: int) -> object | None:
-        """The connection that carries the symbol's trades now; None while there is none."""
+    def stream_of(self, symbol: int) -> int:
+        """Since when the symbol's trades are carried without a break that we know of, as a stamp; 0 while they are not."""
 
     def fell_ill(self, symbol: int) -> None:
         """The symbol's first hole opened."""
@@ -155,7 +155,7 @@ class Gaps:
         due: list[int] = []
         for symbol, ailment in sorted(self._ailing.items()):
             hole = ailment.holes[0]
-            if hole.last is None and self._ward.stream_of(symbol) is None:
+            if hole.last is None and not self._ward.stream_of(symbol):
                 continue  # what REST says before the stream is back may be out of date when it is
             if hole.due_ns <= now_ns:
                 return symbol, None
@@ -183,7 +183,7 @@ class Gaps:
             self._later(hole)  # the ring is full: history can wait
         else:
             self._write(symbol, hole, rows)
-            self._judge(symbol, hole, rows, len(rows) < limit, stream is self._ward.stream_of(symbol))
+            self._judge(symbol, hole, rows, len(rows) < limit, stream == self._ward.stream_of(symbol))
 
     def _refused(self, symbol: int, hole: Hole, error: AegisError) -> None:
         if isinstance(error, Rejected):

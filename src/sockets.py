@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
 from picows import WSError, ws_connect
 
-from src.clock import unseeded
-from src.config import proxy_for
+from src.clock import monotonic_ns, unseeded
+from src.config import proxy_for, tls_for
 from src.error_handler import info, warn
 from src.links import FRAME_BYTES_MAX, Carrier, Link, MarketLink, PublicLink, Receiver, Route, why_ended
 
@@ -33,16 +33,18 @@ SUBSCRIBE_EVERY_S = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long sockets are waited for; wall seconds. ``first_data_s``: a stream without a frame since the link was opened is silent.
+    """How long sockets are waited for; wall seconds. ``renew_s``: before the venue's 24 h.
 
-    ``mute_s``: a market link without any frame is hung up (a public one after three times that). ``renew_s``: before the venue's 24 h.
+    ``mute_s``: a market link without a frame is in question (a public one after three times that). ``silent_s``: so is a stream, from when
+    it was asked for. ``lag_s``: what has been seen elsewhere must be here by then.
     """
 
     connect_s: float = 10.0
     renew_s: float = 23 * 3600.0
     overlap_s: float = 1.0
-    first_data_s: float = 120.0
+    silent_s: float = 30.0
     mute_s: float = 10.0
+    lag_s: float = 5.0
     backoff_s: tuple[float, float] = (0.2, 30.0)
 
 
@@ -147,8 +149,9 @@ class Shard:
         """How many of its symbols are in a gap."""
         self.requests: deque[tuple[str, str]] = deque()
         """(SUBSCRIBE or UNSUBSCRIBE, stream name) that wait to be sent."""
-        self.silent: set[int] = set()
-        """Symbols whose stream shows nothing while others flow."""
+        self.silent: dict[int, int] = {}
+        """Symbols whose stream is mute, and how often it was found so."""
+        self._asked_ns: dict[int, int] = {}
         self._next: Link | None = None
         self._chance = unseeded()
 
@@ -185,17 +188,27 @@ class Shard:
     def remove(self, index: int) -> None:
         """This stream ends. What is still on its way is taken."""
         self.requests.append(("UNSUBSCRIBE", self.stream.pop(index)))
+        self._asked_ns.pop(index, None)
+        self.silent.pop(index, None)
 
-    def ask_again(self, names: list[str]) -> None:
-        """The venue may have forgotten these streams."""
+    def ask_again(self, indices: Sequence[int]) -> None:
+        """The venue may have forgotten the streams of these symbols."""
+        names = [self.stream[index] for index in indices]
         self.requests.extend(("UNSUBSCRIBE", name) for name in names)
         self.requests.extend(("SUBSCRIBE", name) for name in names)
+        for index in indices:
+            self._asked_ns.pop(index, None)
 
-    def send_requests(self) -> None:
-        """What waits, at most two chunks at a time: call it once a second."""
+    def since_ns(self, index: int) -> int:
+        """When the symbol's stream was last asked for on the link that carries it; 0 while it is not."""
+        return self._asked_ns.get(index, 0) if self.flowing else 0
+
+    def send_requests(self) -> list[int]:
+        """What waits, at most two chunks at a time: call it once a second. Returns the symbols whose streams were asked for."""
         links = [link for link in (self.link, self._next) if link is not None and link.transport is not None and not link.closed.is_set()]
         if not self.flowing or not links:
-            return
+            return []
+        asked: set[str] = set()
         for _ in range(2):
             names: list[str] = []
             method = self.requests[0][0] if self.requests else ""
@@ -203,6 +216,10 @@ class Shard:
                 names.append(self.requests.popleft()[1])
             for link in links if names else ():
                 link.subscribe(method, names)
+            asked = asked | set(names) if method == "SUBSCRIBE" else asked - set(names)
+        found = [index for index, name in self.stream.items() if name in asked] if asked else []
+        self._asked_ns |= dict.fromkeys(found, monotonic_ns())
+        return found
 
     # life
 
@@ -235,7 +252,9 @@ class Shard:
             async with asyncio.timeout(patience_s + len(self.stream) / SUBSCRIBE_NAMES * SUBSCRIBE_EVERY_S):
                 await ws_connect(lambda: link, self._url, websocket_handshake_timeout=patience_s, enable_auto_pong=False,
                                  max_frame_size=FRAME_BYTES_MAX, read_buffer_init_size=READ_BUFFER_BYTES, max_redirects=0,
-                                 proxy=proxy_for(self._url))
+                                 proxy=proxy_for(self._url), ssl_context=tls_for(self._url))
+                if link.transport is None:
+                    raise WSError("closed during the handshake")  # which the library takes for a connection that was made
                 if hold:
                     self._next = link
                 else:
@@ -253,20 +272,22 @@ class Shard:
         return link
 
     async def _subscribe(self, link: Link) -> None:
-        names = [*self.stream.values(), *self._extra]
+        members, names = tuple(self.stream), [*self.stream.values(), *self._extra]
         for start in range(0, len(names), SUBSCRIBE_NAMES):
             if start:
                 await asyncio.sleep(SUBSCRIBE_EVERY_S)
             if link.closed.is_set():
                 return
             link.subscribe("SUBSCRIBE", names[start:start + SUBSCRIBE_NAMES])
+        self._asked_ns = dict.fromkeys(members, monotonic_ns())
 
     async def _stay(self) -> None:
         """Until the link is lost. Before the venue cuts it, a second one takes over."""
         pause_s = self._patience.renew_s * self._chance.uniform(0.9, 1.0)
         while self.link is not None:
             try:
-                await asyncio.wait_for(self.link.closed.wait(), pause_s)
+                async with asyncio.timeout(pause_s):  # wait_for of 3.11 may swallow a cancel
+                    await self.link.closed.wait()
                 return
             except TimeoutError:
                 renewed = await self._renew(self.link)
@@ -275,13 +296,15 @@ class Shard:
     async def _renew(self, old: Link) -> bool:
         fresh = await self._dial(hold=True)
         try:
-            if fresh.refused:
+            if fresh.refused or old.closed.is_set():
                 return False
             await asyncio.sleep(self._patience.overlap_s)
             if fresh.closed.is_set():
                 return False
             old.hang_up()
             await old.closed.wait()
+            if not self.flowing:
+                return False  # somebody has hung up meanwhile
             self.link = fresh
         finally:
             self._next = None
@@ -296,12 +319,6 @@ class Shard:
         self.on(SocketEvent.HANG_UP)
         if self.link is not None:
             self.link.hang_up()
-
-    def judged_since(self, now_ns: int) -> int:
-        """Streams without a frame since this moment are silent; 0 while it is too early to say so."""
-        if not self.flowing or self.link is None or now_ns - self.link.opened_ns < self._patience.first_data_s * 1e9:
-            return 0
-        return self.link.opened_ns
 
     def is_mute(self, now_ns: int) -> bool:
         """Connected, and not a usable frame: a socket can stay like that for ever."""

@@ -39,6 +39,7 @@ def test_live_defaults_differ_where_money_is_real() -> None:
         ({"SETUP_INTERVAL": "7m"}, ["SETUP_INTERVAL='7m'", "15m"]),
         ({"CANDLE_INTERVAL": "1h", "SETUP_INTERVAL": "15m"}, ["SETUP_INTERVAL='15m'", "CANDLE_INTERVAL=1h"]),
         ({"SIM_MARKET": "replay"}, ["SIM_DATA is empty"]),
+        ({"SIM_MARKET": "frames", "SIM_DATA": "x.jsonl"}, ["SIM_MARKET='frames'", "synthetic, replay"]),
         ({"SIM_MARKET": "replay", "SIM_DATA": "/nowhere/x.parquet"}, ["SIM_DATA='/nowhere/x.parquet'", "no such"]),
         ({"SIM_START": "yesterday"}, ["SIM_START='yesterday'", "2025-05-05T14:30"]),
         ({"SIM_SPEED": "61"}, ["SIM_SPEED='61'", "at most 60"]),

@@ -208,7 +208,7 @@ async def test_frames_played_back_through_the_same_code_give_the_same_slots(tmp_
 
 
 async def test_a_renewed_socket_is_recorded_and_played_back_without_a_double(tmp_path: Path) -> None:
-    patience = Patience(connect_s=2.0, renew_s=0.2, overlap_s=0.1, first_data_s=1e6, mute_s=1e6, backoff_s=(0.02, 0.1))
+    patience = Patience(connect_s=2.0, renew_s=0.2, overlap_s=0.1, silent_s=1e6, mute_s=1e6, backoff_s=(0.02, 0.1))
     with recorder(tmp_path) as tape:
         async with scene(BTC, make_link=tape.make_link, make_conflator=tape.make_conflator, patience=patience) as s:
             for number in range(1, 200):

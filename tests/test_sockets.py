@@ -8,6 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from picows import WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
 
+from src.clock import monotonic_ns
 from src.conflate import Staged, mark_key, quote_key, trade_key
 from src.links import Route, quick_quote, quick_trade
 from src.sockets import NEXT, Patience, Shard, SocketEvent, SocketState, Streams, next_state
@@ -108,10 +110,12 @@ def streams(route: Route, url: str) -> Streams:
 
 
 class Server(WSListener):  # type: ignore[misc]
-    """Acknowledges what it is asked, and writes raw bytes when told to."""
+    """Acknowledges what it is asked (with ``wait`` not before ``answer``), and writes raw bytes when told to."""
 
-    def __init__(self, seen: list[Server]) -> None:
+    def __init__(self, seen: list[Server], wait: bool = False) -> None:
         self.transport: WSTransport | None = None
+        self.wait = wait
+        self.waiting: list[int] = []
         self.pongs: list[bytes] = []
         seen.append(self)
 
@@ -122,8 +126,15 @@ class Server(WSListener):  # type: ignore[misc]
         if frame.msg_type == WSMsgType.PONG:
             self.pongs.append(frame.get_payload_as_bytes())
         elif frame.msg_type == WSMsgType.TEXT:
-            request = json.loads(frame.get_payload_as_bytes())
-            transport.send(WSMsgType.TEXT, json.dumps({"result": None, "id": request["id"]}).encode())
+            self.waiting.append(json.loads(frame.get_payload_as_bytes())["id"])
+            if not self.wait:
+                self.answer()
+
+    def answer(self) -> None:
+        assert self.transport is not None
+        for number in self.waiting:
+            self.transport.send(WSMsgType.TEXT, json.dumps({"result": None, "id": number}).encode())
+        self.waiting.clear()
 
     def write(self, *frames: bytes) -> None:
         assert self.transport is not None
@@ -239,6 +250,113 @@ async def test_a_link_that_is_closed_or_broken_is_dialled_again_and_nothing_stag
             server.transport.disconnect()  # an error after the subscription is only noted
         await sink.until(lambda: len(seen) == 2 and sink.cuts == 1)
         assert len(sink.rows) == 1
+
+
+@dataclass
+class Scene:
+    """A shard that is subscribed, its task, where it delivers, and who serves it."""
+
+    shard: Shard
+    task: asyncio.Task[None]
+    sink: Sink
+    seen: list[Server]
+
+
+@asynccontextmanager
+async def shard_of(patience: Patience = QUICK, waits: tuple[int, ...] = ()) -> AsyncIterator[Scene]:
+    """``waits``: which connections are not acknowledged at once."""
+    seen: list[Server] = []
+    listening = await ws_create_server(lambda request: Server(seen, len(seen) in waits), "127.0.0.1", 0)
+    sink = Sink()
+    shard = Shard(sink, streams(Route.MARKET, f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream"), patience)
+    task = asyncio.create_task(shard.run())
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await sink.ready.wait()
+        yield Scene(shard, task, sink, seen)
+    finally:
+        task.cancel()
+        await asyncio.wait([task], timeout=DEADLINE_S)
+        if shard.link is not None:
+            shard.link.hang_up()
+        listening.close()
+
+
+async def test_a_shard_that_is_cancelled_in_the_moment_its_link_ends_stays_cancelled() -> None:
+    async with shard_of() as s:
+        assert s.shard.link is not None
+        s.shard.link.closed.set()
+        s.task.cancel()
+        await asyncio.wait([s.task], timeout=1.0)
+        assert s.task.cancelled()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_link_that_is_hung_up_while_another_one_overlaps_it_does_not_leave_the_shard_closing() -> None:
+    async with shard_of(replace(QUICK, renew_s=0.05, overlap_s=0.2)) as s:
+        await until(lambda: len(s.seen) == 2)
+        s.shard.hang_up()
+        assert s.shard.state is SocketState.CLOSING
+        await until(lambda: s.shard.flowing)
+        assert s.sink.cuts == 1
+
+
+async def test_a_link_that_is_lost_before_its_successor_is_subscribed_is_told_as_a_cut() -> None:
+    async with shard_of(replace(QUICK, renew_s=0.05), waits=(1,)) as s:
+        await until(lambda: len(s.seen) == 2 and s.seen[1].waiting)
+        old = s.shard.link
+        assert old is not None
+        old.hang_up()
+        await old.closed.wait()
+        s.seen[1].answer()
+        await until(lambda: s.shard.link is not old and s.shard.flowing)
+        assert s.sink.cuts == 1
+
+
+async def test_a_stream_counts_as_asked_for_from_when_its_request_is_sent() -> None:
+    async with shard_of() as s:
+        shard, before = s.shard, monotonic_ns()
+        assert 0 < shard.since_ns(0) < before
+        shard.add(1, "ethusdt@aggTrade", "ETHUSDT", trade_key(1))
+        shard.ask_again([0])
+        assert (shard.since_ns(0), shard.since_ns(1)) == (0, 0), "they wait"
+        assert shard.send_requests() == [1], "two chunks: what is new, and what is to be forgotten"
+        assert shard.since_ns(1) >= before and shard.since_ns(0) == 0
+        assert shard.send_requests() == [0] and shard.since_ns(0) >= before
+        shard.remove(1)
+        assert shard.since_ns(1) == 0
+        shard.add(1, "ethusdt@aggTrade", "ETHUSDT", trade_key(1))
+        assert shard.since_ns(1) == 0, "a stream that comes back is asked for anew"
+        shard.hang_up()
+        assert shard.since_ns(0) == 0, "nothing is carried any more"
+
+
+async def test_a_server_that_hangs_up_during_the_handshake_is_dialled_again() -> None:
+    """The library calls such a connection made, and never tells its listener of it."""
+    dials, thrice = 0, asyncio.Event()
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal dials
+        dials += 1
+        if dials == 3:
+            thrice.set()
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        sink = Sink()
+        shard = Shard(sink, streams(Route.MARKET, f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/stream"), QUICK)
+        task, waiting = asyncio.create_task(shard.run()), asyncio.create_task(thrice.wait())
+        await asyncio.wait({task, waiting}, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+        for mine in (task, waiting):
+            mine.cancel()
+        assert thrice.is_set() and not sink.cuts
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 def test_recorded_frames_read_quickly_are_what_they_say(recorded_data: Path) -> None:

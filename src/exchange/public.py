@@ -351,7 +351,7 @@ def ticker_price(call: Call) -> Any:
     state, words = call.venue.state, call.venue.words
 
     def row(i: int) -> dict[str, Any]:
-        return {"symbol": state.specs[i].symbol, "price": words.price[i](int(state.quotes.last[i])), "time": int(state.quotes.time_ms[i])}
+        return {"symbol": state.specs[i].symbol, "price": words.price[i](int(state.quotes.last[i])), "time": int(state.quotes.traded_ms[i])}
 
     return one_or_all(call, row)
 

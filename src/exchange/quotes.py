@@ -57,6 +57,7 @@ class Quotes:
         self.ask_qty = np.zeros(n, np.int64)
         self.last_qty = np.zeros(n, np.int64)
         self.time_ms = np.zeros(n, np.int64)
+        self.traded_ms = np.zeros(n, np.int64)
         self.agg_id = np.zeros(n, np.int64)
         self.moves = np.zeros(n, np.int64)
         self.taken_bid = np.zeros(n, np.int64)
@@ -73,6 +74,8 @@ class Quotes:
         for name, field in (("last", "price"), ("bid", "bid"), ("ask", "ask"), ("bid_qty", "bid_qty"), ("ask_qty", "ask_qty"),
                             ("last_qty", "qty"), ("time_ms", "time_ms"), ("agg_id", "agg_id")):  # fmt: skip
             getattr(self, name)[sym] = trades[field]
+        real = trades["qty"] > 0
+        self.traded_ms[sym[real]] = trades["time_ms"][real]
         self.taken_bid[sym] = 0
         self.taken_ask[sym] = 0
         if self.told is not None or self.ladders is not None:
@@ -89,6 +92,8 @@ class Quotes:
         """A market second has passed: marks move towards the last prices, where nobody tells them."""
         self.mark_e8 += (self.last * self._tick_e8 - self.mark_e8) // 8
         self._hear()
+        if self.ladders is not None:
+            self.ladders.keep_up()
 
     def _hear(self) -> None:
         if self.told is not None:
@@ -110,8 +115,9 @@ class Quotes:
         return bool(self.bid[symbol] and self.ask[symbol])
 
     def update(self, symbol: int) -> int:
-        """Rises by at least one with every trade and every movement of the book."""
-        return int(self.agg_id[symbol] + self.moves[symbol])
+        """Rises by at least one with every trade and every movement of the book; where that was recorded, its own id."""
+        recorded = self.ladders.update(symbol) if self.ladders is not None else 0
+        return recorded or int(self.agg_id[symbol] + self.moves[symbol])
 
     def mark(self, symbol: int) -> Decimal:
         return int(self.mark_e8[symbol]) * E8

@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from src.clock import Clock, clock_at, epoch_ms
+from src.config import tls_for
 from src.error_handler import Fatal, Retryable, lifecycle
 from src.exchange import ws_api
 from src.exchange.binance import Patience, Watch, open_binance
@@ -153,7 +154,8 @@ async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], sto
     if source is not None or options.venue is None:
         await _serve(build(options, source, books, kept), books, on_ready, stop)
         return
-    async with aiohttp.ClientSession() as session:
+    connector = aiohttp.TCPConnector(ssl=tls_for(options.venue.rest) or True)
+    async with aiohttp.ClientSession(connector=connector, trust_env=True) as session:
         market = await open_binance(options.venue, options.symbols, kept.held() if kept is not None else (), session,
                                     now_ms=epoch_ms(), resume=kept.market if kept is not None else None)  # fmt: skip
         watch = Watch(market, options.venue, session, Patience())

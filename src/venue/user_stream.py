@@ -14,12 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from src.clock import monotonic_ns, unseeded
+from src.config import proxy_for, tls_for
 from src.error_handler import AegisError, Retryable, Throttle, hide, lifecycle, warn
 from src.venue.errors import LISTEN_KEY_GONE, code_of, from_transport, to_error
 from src.venue.governor import Priority
@@ -132,9 +134,10 @@ class UserStream:
 
     async def _open(self, key: str) -> ClientConnection:
         url = f"{self._url}/ws?listenKey={key}&events={'/'.join(EVENTS)}"
+        tls: dict[str, Any] = {"ssl": context} if (context := tls_for(url)) else {}
         try:
-            return await connect(url, compression=None, proxy=None, open_timeout=CONNECT_S, ping_interval=PING_S, ping_timeout=PING_S,
-                                 close_timeout=1.0, max_size=FRAME_MAX, max_queue=QUEUE_MAX, user_agent_header=None)
+            return await connect(url, compression=None, proxy=proxy_for(url), open_timeout=CONNECT_S, ping_interval=PING_S, ping_timeout=PING_S,
+                                 close_timeout=1.0, max_size=FRAME_MAX, max_queue=QUEUE_MAX, user_agent_header=None, **tls)
         except InvalidStatus as error:
             raise to_error(error.response.status_code, 0, _text(error.response.body), write=False) from error
         except (WebSocketException, OSError, TimeoutError) as error:

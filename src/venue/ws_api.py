@@ -24,6 +24,7 @@ import msgspec
 import picows
 
 from src.clock import Clock, monotonic_ns, unseeded
+from src.config import proxy_for, tls_for
 from src.error_handler import AegisError, Retryable, Unknown, lifecycle, warn
 from src.venue.errors import from_transport, to_error
 from src.venue.governor import Governor, Priority
@@ -364,7 +365,9 @@ class WsApi:
                 _, listener = await picows.ws_connect(
                     lambda: _Connection(self), self._url, websocket_handshake_timeout=CONNECT_S * 0.8, max_redirects=0,
                     enable_auto_ping=True, auto_ping_idle_timeout=PING_IDLE_S, auto_ping_reply_timeout=PONG_WITHIN_S,
-                    max_frame_size=FRAME_MAX)
+                    max_frame_size=FRAME_MAX, proxy=proxy_for(self._url), ssl_context=tls_for(self._url))
+                if listener is None:
+                    raise picows.WSError("closed during the handshake")  # which the library takes for a connection that was made
         except picows.WSHandshakeError as error:
             status = int(error.response.status) if error.response is not None else 0
             if not status:
