@@ -172,11 +172,12 @@ async def main() -> None:
     exchange = given()
     c = client(exchange)
     try:
-        bid = await look(c)
-        await watch(c)
-        await trade(c, exchange, bid)
-        await refused(c)
-        await ask(c, bid)
+        async with asyncio.timeout(90):  # what is watched may stay silent for ever
+            bid = await look(c)
+            await watch(c)
+            await trade(c, exchange, bid)
+            await refused(c)
+            await ask(c, bid)
     finally:
         await c.close()
 
