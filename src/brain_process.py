@@ -22,7 +22,7 @@ from src.brain import Brain, Decider, obey, tell_errors
 from src.bus import EventBus
 from src.clock import Clock, monotonic_ns
 from src.config import Endpoints, Settings
-from src.error_handler import AegisError, Fatal, Halt, Retryable, catch_and_log, failure, lifecycle, warn
+from src.error_handler import AegisError, Fatal, Halt, catch_and_log, failure, lifecycle, warn
 from src.gateway import Gateway
 from src.journal import Journal
 from src.life import Life, hear
@@ -35,6 +35,7 @@ from src.recovery import reconcile, recover
 from src.ring_buffer import Ring
 from src.risk import Limit, Limits
 from src.slots import State
+from src.sole import sole_child
 from src.teacher import Judge, Teacher, warm_up
 from src.trade import Desk, Trade
 from src.venue.budget import shared_governor, show_use
@@ -81,26 +82,29 @@ def limit_of(s: Settings) -> Limit:
         signal_age_ms=s.signal_age_ms, stale_ms=s.stale_ms, require_evidence=s.require_evidence)  # fmt: skip
 
 
-async def run_brain(life: Life, given: Given, progress: Callable[[int, int, str], None]) -> None:
+async def run_brain(life: Life, given: Given) -> None:
     """Until ``life.stop``, or until something ends the process."""
-    warm_up(progress)
+    warm_up()
     symbols = await _table(life)
-    journal = Journal(life.settings.state_dir)
-    try:
-        await _trade(life, given, journal, symbols)
-    finally:
-        journal.close()
+    if not symbols:
+        return  # stopped before there was a market
+    async with sole_child(life.settings.state_dir, "brain"):
+        journal = Journal(life.settings.state_dir)
+        try:
+            await _trade(life, given, journal, symbols)
+        finally:
+            journal.close()
 
 
 async def _table(life: Life) -> tuple[SymbolRules, ...]:
-    """The symbol table, which the Feed makes and the supervisor hands on."""
+    """The symbol table, which the Feed makes and the supervisor hands on; empty where the stop came first."""
     arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     hear(life.pipe, lambda message: None if arrived.done() else arrived.set_result(message))
     stopped: asyncio.Future[Any] = asyncio.ensure_future(life.stop.wait())
     await asyncio.wait([arrived, stopped], return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if not arrived.done():
-        raise Retryable("stopped before the symbol table came")
+        return ()
     word, table = arrived.result()
     assert word == "table", word
     return tuple(table)
@@ -202,6 +206,7 @@ class Room:
         block.set("leverage_cap", float(self.leverage))
         block.set("confidence_source", int(student is not None))
         self.stream = UserStream(self.rest, given.urls.private, on_event=self.trade.on_event, on_state=self._stream_state, on_fault=self._fault)
+        self.trade.on_missed = self.stream.restart
         self._streaming = asyncio.Event()
         self._recheck_wanted = asyncio.Event()
         self._told_held: frozenset[str] = frozenset()
@@ -220,13 +225,14 @@ class Room:
         if not up:
             self.trade.holds["stream"] = STREAM_DOWN
             return
-        self.trade.holds.pop("stream", None)
-        self._streaming.set()
         if self.trade.recovering:
             self.recheck()
+        self.trade.holds.pop("stream", None)
+        self._streaming.set()
 
     def recheck(self) -> None:
-        """Compare with the venue again, soon: after a reconnect, or when the Orchestrator saw a difference."""
+        """Compare with the venue again, soon: after a reconnect, or when the Orchestrator saw a difference. Nothing opens from now on."""
+        self.trade.holds["recheck"] = "to be reconciled with the venue"
         self._recheck_wanted.set()
 
     async def _rechecks(self) -> None:
@@ -234,13 +240,15 @@ class Room:
         while True:
             await self._recheck_wanted.wait()
             self._recheck_wanted.clear()
+            passing = reconcile(self.trade, self.portfolio, self.gateway, self.given.clock)  # which holds by itself from here on
+            self.trade.holds.pop("recheck", None)
             try:
-                await reconcile(self.trade, self.portfolio, self.gateway, self.given.clock)
+                await passing
             except (Fatal, Halt):
                 raise
             except AegisError as error:
                 failure("comparing with the venue failed and is tried again", error)
-                self._recheck_wanted.set()
+                self.recheck()
                 await asyncio.sleep(RETRY_S)
 
     async def live(self) -> None:
@@ -251,6 +259,7 @@ class Room:
                 async with asyncio.timeout(CONNECT_S):
                     await self._streaming.wait()
             self.trade.recovering = True
+            connections.append(asyncio.ensure_future(self._ticks()))
             await recover(self.trade, self.journal, self.portfolio, self.gateway, self.given.clock)
             self.brain.start(self.life.fail, lambda error: self.trade.latch("halt", f"{type(error).__name__}: {error}"))
             commands = {"recheck": self.recheck, "flatten": lambda: self.trade.flatten("flattened by the operator")}
@@ -260,6 +269,8 @@ class Room:
             await self._run(connections)
             await self._settle()
         finally:
+            for task in connections[2:]:
+                task.cancel()
             self.brain.stop()
             self.trade.remember()
             await self.stream.close()
@@ -269,7 +280,7 @@ class Room:
         """Until stopped. A task that ends by itself failed, and ends the process: the container starts it anew, and starting is recovering."""
         life, clock, market = self.life, self.given.clock, self.brain.market
         mine = [asyncio.ensure_future(work) for work in (
-            life.stop.wait(), self._ticks(), self._steady(), self._rechecks(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
+            life.stop.wait(), self._steady(), self._rechecks(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
             keep_prepared(self.trade, self.rest, self.rules, self.leverage, life.stop))]  # fmt: skip
         waiting = {*mine, *connections}
         try:

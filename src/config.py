@@ -89,7 +89,7 @@ class Settings:
     min_quote_volume: Decimal = _setting(Decimal(0), "USDT a day", "no symbol that trades less in 24 hours", low=0, high=10**12)
     min_age_days: int = _setting(0, "days", "no symbol that was listed later", low=0, high=10_000)
     universe_spread_bps: Decimal = _setting(Decimal(0), "0.01 %", "no symbol whose spread is wider when it is chosen; 0: any", low=0, high=10_000)
-    universe_size: int = _setting(_by_mode(300, sim=20), "symbols", "how many of the most traded symbols", low=1, high=600)
+    universe_size: int = _setting(_by_mode(300, sim=30), "symbols", "how many of the most traded symbols", low=1, high=600)
     universe_seconds: int = _setting(900, "s, market time", "the venue is asked what it lists: symbols begin and end", low=10, high=86400)
     leave_lead_seconds: int = _setting(3600, "s, market time", "a position is closed so long before its contract ends", low=0, high=864000)
 
@@ -231,12 +231,28 @@ def load(environ: Mapping[str, str] | None = None, dotenv: str | Path | None = "
             values[spec.name] = _value(spec, given, mode)
         except ValueError as error:
             wrong.append(str(error))
-    if not wrong:
-        settings = Settings(**values)
-        wrong = _contradictions(settings)
+    bad = {spec.name for spec in dataclasses.fields(Settings)} - values.keys()
+    settings = Settings(**{spec.name: _default(spec, mode) for spec in dataclasses.fields(Settings)} | values)
+    wrong += [line for line in _contradictions(settings) if not any(re.search(rf"\b{name.upper()}\b", line) for name in bad)]
+    wrong += _misspelt(given)
     if wrong:
         raise Fatal("wrong settings:\n" + "\n".join(f"  {line}" for line in wrong))
     return settings
+
+
+def _misspelt(given: Mapping[str, str]) -> list[str]:
+    """Names that are all but a setting's: what they were meant to say must not be lost."""
+    known = {spec.name.upper(): spec for spec in dataclasses.fields(Settings)}
+    aliases = {spec.metadata["alias"] for spec in known.values() if "alias" in spec.metadata}
+    plain = {name.replace("_", "") for name in known}  # LOGLEVEL is a word of other programs
+    found = []
+    for name, value in sorted(given.items()):
+        if name in known or name in aliases or name.replace("_", "") in plain:
+            continue
+        if near := difflib.get_close_matches(name, known, 1, 0.9):
+            shown = "" if known[near[0]].metadata["secret"] else f"={value!r}"
+            found.append(f"{name}{shown}: there is no such setting; did you mean {near[0]}?")
+    return found
 
 
 def _value(spec: dataclasses.Field[Any], given: Mapping[str, str], mode: str) -> Any:
@@ -246,10 +262,15 @@ def _value(spec: dataclasses.Field[Any], given: Mapping[str, str], mode: str) ->
         raise ValueError(f"{name}={given[name]!r} and its alias {alias}={given[alias]!r} differ: set one of them")
     raw = given.get(name, given.get(alias, "")).strip()
     if raw == "":
-        return meta["default"](mode) if callable(meta["default"]) else meta["default"]
+        return _default(spec, mode)
     parsed = _parse(str(spec.type), name, raw, meta)
     _check_bounds(name, raw, parsed, meta)
     return parsed
+
+
+def _default(spec: dataclasses.Field[Any], mode: str) -> Any:
+    default = spec.metadata["default"]
+    return default(mode) if callable(default) else default
 
 
 def _parse(kind: str, name: str, raw: str, meta: Mapping[str, Any]) -> Any:
@@ -260,7 +281,7 @@ def _parse(kind: str, name: str, raw: str, meta: Mapping[str, Any]) -> Any:
             case "float":
                 return float(raw)
             case "Decimal":
-                return Decimal(raw)
+                return Decimal(raw) if not Decimal(raw).is_snan() else Decimal("NaN")
             case "bool":
                 return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[raw.lower()]
             case "tuple[str, ...]":
@@ -333,10 +354,24 @@ def _contradictions(s: Settings) -> list[str]:
     schemes = {"rest_url": ("http", "https"), "exchange_url": ("http", "https"), "proxy": ("http",)}
     for name in ("rest_url", "market_url", "public_url", "private_url", "ws_api_url", "exchange_url", "proxy"):
         value, right = getattr(s, name), schemes.get(name, ("ws", "wss"))
-        parts = urlsplit(value)
-        if value and (parts.scheme not in right or not parts.hostname):
-            wrong.append(f"{name.upper()}={value!r}: must be a URL that begins with {' or '.join(f'{r}://' for r in right)}")
+        scheme, host = _split(value)
+        if value and (scheme not in right or not host):
+            wrong.append(f"{name.upper()}={_shown(value)!r}: must be a URL that begins with {' or '.join(f'{r}://' for r in right)}")
     return wrong
+
+
+def _split(url: str) -> tuple[str, str]:
+    """(scheme, host); empty where it is no URL."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme, parts.hostname or ""
+    except ValueError:
+        return "", ""
+
+
+def _shown(url: str) -> str:
+    """Without the password that a URL may hold."""
+    return re.sub(r"//[^/@]*@", "//***@", url)
 
 
 def _paper_rules(s: Settings) -> list[str]:
@@ -356,10 +391,10 @@ def _live_rules(s: Settings) -> list[str]:
         wrong.append(f"COOLDOWN_SECONDS={s.cooldown_seconds}: must be at least 60 in live")
     for name in ("rest_url", "market_url", "public_url", "private_url", "ws_api_url"):
         value = getattr(s, name)
-        host = urlsplit(value).hostname or ""
+        scheme, host = _split(value)
         ours = any(host == d or host.endswith("." + d) for d in VENUE_DOMAINS)
-        if value and not (ours and urlsplit(value).scheme in ("https", "wss")):
-            wrong.append(f"{name.upper()}={value!r}: live speaks only to TLS hosts of {' or '.join(VENUE_DOMAINS)}")
+        if value and not (ours and scheme in ("https", "wss")):
+            wrong.append(f"{name.upper()}={_shown(value)!r}: live speaks only to TLS hosts of {' or '.join(VENUE_DOMAINS)}")
     return wrong
 
 

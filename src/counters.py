@@ -23,6 +23,8 @@ from src.shared_memory import SharedWords
 
 STARTING, READY, STOPPING = 0, 1, 2
 """Values of ``state``."""
+HOLDS = ("start", "reconcile", "recheck", "stream", "journal", "venue", "mode", "copy", "stop")
+"""What keeps the Brain from opening, in the order of the bits of ``holds``."""
 
 EVERY: dict[str, type] = {
     "heartbeat_ns": int,  # CLOCK_MONOTONIC of the last beat
@@ -89,6 +91,8 @@ BRAIN: dict[str, type] = {
     "confidence_source": int,  # 0 teacher, 1 student
     "latched": int,  # how many limits are tripped
     "reconciled_ok": int,
+    "holds": int,  # which of HOLDS are set: 1 for the first, 2 for the second, 4, 8, ...
+    "foreign_positions": int,  # symbols of the account that others hold: each takes a slot
     "wal_bytes": int,
     "user_stream_live": int,
     "ws_api_live": int,
@@ -226,6 +230,11 @@ class Counters:
         """Request weight that all processes together have used in that minute: the venue counts by address, not by process."""
         return sum(block.get("weight_used") for name, block in self._blocks.items()
                    if "weight_used" in BLOCKS[name] and block.get("weight_minute") == minute)
+
+
+def holds_of(bits: int) -> list[str]:
+    """The names of the holds that are set."""
+    return [name for place, name in enumerate(HOLDS) if bits >> place & 1]
 
 
 def _padded(fields: int) -> int:

@@ -6,6 +6,8 @@ answers and the supervisor beats. Nothing here shows a key, an order id or a pri
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -66,5 +68,7 @@ async def serve(app: web.Application, host: str, port: int) -> tuple[web.AppRunn
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         await runner.cleanup()
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise Fatal(f"HOST={host!r}: is no address of this machine; 0.0.0.0 is all of them, 127.0.0.1 this machine alone") from error
         raise Fatal(f"PORT={port}: cannot listen on {host}:{port} ({error.strerror or error}); choose a free port, or 0 for any") from error
     return runner, int(runner.addresses[0][1])

@@ -9,7 +9,7 @@ and finite, low ≤ open, close ≤ high, volumes are not negative, candles lie 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from itertools import pairwise
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from src.error_handler import Fatal
-from src.recordings import files_in, trades_of
+from src.recordings import files_in, messages, trades_of
 from src.store import PLAYED, read_description
 
 ACCEPTED = """\
@@ -138,6 +138,16 @@ def load_recording(path: str, *, symbols: Sequence[str] = (), setting: str = "SI
             _demand(np.diff(rows.agg_id, prepend=rows.agg_id[0] - 1) > 0, "the trade ids do not rise", symbol, asked)
     interval = _interval(joined_candles, asked) if candles else 0
     return Recording(joined_candles, joined_trades, interval, _identity(Path(path).expanduser(), files))
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The frames files of a recording (RECORD=1), or of all below a folder; none where it is no such folder."""
+    return files_in(folder, "frames")
+
+
+def load_messages(file: Path) -> Iterator[tuple[int, bytes]]:
+    """The text messages in a frames file, each with the market time of its receipt (µs)."""
+    return messages(file)
 
 
 def _load(files: Sequence[Path], symbols: Sequence[str], asked: _Asked) -> tuple[dict[str, list[Candles]], dict[str, list[TradeRows]]]:

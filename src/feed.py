@@ -39,6 +39,7 @@ from src.conflate import (
 from src.counters import READY, Block, Counters
 from src.error_handler import Throttle, warn
 from src.gaps import Fetch, Gaps
+from src.kernel_cache import Progress, silently
 from src.links import Route
 from src.market_universe import Standing, standing
 from src.models import SymbolRules
@@ -466,18 +467,14 @@ async def run_feed(options: FeedOptions, ring: Ring, counters: Counters, on_read
         await rest.close()
 
 
-def warm_up(progress: Callable[[int, int, str], None]) -> None:
-    """Compile the kernels: a few seconds the first time on a machine, else from the cache. ``progress``: (done, of how many, what)."""
-    steps: tuple[tuple[str, Callable[[Conflator], object]], ...] = (
-        ("feed: rows into slots", lambda conflator: conflator.drain()),
-        ("feed: time and gap slots", lambda conflator: conflator.time(1, 1)),
-    )
+def warm_up(progress: Progress = silently) -> None:
+    """Compile the kernels, or load them from the cache."""
     ring = Ring.create()
     try:
         conflator = Conflator([1.0], ring, 1024)
-        for done, (name, compiles) in enumerate(steps):
-            progress(done, len(steps), name)
-            compiles(conflator)
-        progress(len(steps), len(steps), "feed")
+        progress("the Feed's slots")
+        conflator.drain()
+        progress("the Feed's clock")
+        conflator.time(1, 1)
     finally:
         ring.close()

@@ -19,6 +19,7 @@ from src.models import ZERO, AlgoUpdate, Fill, OrderUpdate, PositionUpdate, Role
 from src.risk import Approved
 from src.slots import GUARDS, Ask, SendExit, SendGuard
 from src.venue import answers, orders, queries
+from src.venue.errors import CLOCK_SKEW, code_of
 from src.venue.governor import Priority
 from src.venue.rest import Rest
 from src.venue.user_events import order_status
@@ -73,6 +74,7 @@ class Gateway:
         self._failed_ns = 0
         self._unanswered: dict[Call, int] = {}
         self._probe: asyncio.Task[None] | None = None
+        self._syncing: asyncio.Task[None] | None = None
 
     def learn_rules(self, rules: Mapping[str, SymbolRules]) -> None:
         """Symbols that are held, but are not of this run."""
@@ -112,7 +114,8 @@ class Gateway:
                     call.set_exception(error)
         if call is None:
             priority = Priority.TRADE if entry else Priority.PROTECT
-            call = asyncio.ensure_future(self.rest.send(verb, path, params, recv_window_ms=window_ms, priority=priority))
+            call = asyncio.ensure_future(
+                self.rest.send(verb, path, params, recv_window_ms=window_ms, priority=priority, now_or_never=entry))
         self._unanswered[call] = monotonic_ns()
         call.add_done_callback(self._answered)
         return call
@@ -120,7 +123,17 @@ class Gateway:
     def _answered(self, call: Call) -> None:
         self._unanswered.pop(call, None)
         if not call.cancelled():
-            self._note(call.exception())
+            error = call.exception()
+            self._note(error)
+            if isinstance(error, AegisError) and code_of(error) == CLOCK_SKEW and (self._syncing is None or self._syncing.done()):
+                self._syncing = asyncio.ensure_future(self._sync())
+
+    async def _sync(self) -> None:
+        """The venue says that our clock is off: set it right for what comes next."""
+        try:
+            await self.rest.sync_time()
+        except AegisError as error:
+            failure("the venue's time was not measured", error)
 
     def _note(self, error: BaseException | None) -> None:
         """The venue spoke (a refusal with a code is an answer), or did not."""

@@ -1,18 +1,22 @@
 """Where compiled kernels are kept: a folder that is named after the sources, so that an upgrade never meets kernels of another version.
 
 Numba keys its cache on one file's age, and not on what that file's kernels call in others; a stale one is wrong or does not load. Call
-``use`` before Numba is imported; spawned children inherit it through the environment.
+``use`` before Numba is imported; spawned children inherit it through the environment. A folder that holds all of them is marked as whole.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+Progress = Callable[[str], None]
+"""Is told what is compiled next."""
 VARIABLE = "NUMBA_CACHE_DIR"
 KEEP = 3
 _SOURCES = Path(__file__).resolve().parent
@@ -41,6 +45,27 @@ def use() -> Path:
     for old in others[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def silently(_name: str) -> None:
+    """Tells nobody."""
+
+
+def is_whole() -> bool:
+    """Whether every kernel was compiled into the folder in use, on a processor like this one."""
+    return _mark().exists()
+
+
+def mark_whole() -> None:
+    _mark().touch()
+
+
+def _mark() -> Path:
+    """Kernels are for one kind of processor: a folder that moved to another machine is not whole there."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
+    kind = sorted({line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))} or lines)
+    return Path(os.environ[VARIABLE]) / f"whole-{hashlib.sha256(repr(kind).encode()).hexdigest()[:16]}"
 
 
 def _above(folder: Path) -> Path:

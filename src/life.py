@@ -65,11 +65,7 @@ class Life:
 
 def live(name: str, pipe: Connection, settings: Settings, counters: Counters, main: Callable[[Life], Awaitable[None]]) -> None:
     """Run ``main`` as this process until it returns or raises."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
-    setproctitle.setproctitle(f"aegis: {name}")
-    setup_logging(name, settings.log_level, settings.log_format)
-    hide((settings.binance_api_key, settings.binance_api_secret))
-    _watch_parent()
+    begin(name, settings)
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             runner.run(_main(Life(name, pipe, settings, counters, counters.block(name)), main))
@@ -79,6 +75,15 @@ def live(name: str, pipe: Connection, settings: Settings, counters: Counters, ma
     except Exception as error:
         failure(f"{name} ends", error)
         sys.exit(1)
+
+
+def begin(name: str, settings: Settings) -> None:
+    """What every child does first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
+    setproctitle.setproctitle(f"aegis: {name}")
+    setup_logging(name, settings.log_level, settings.log_format)
+    hide((settings.binance_api_key, settings.binance_api_secret))
+    _watch_parent()
 
 
 async def _main(life: Life, main: Callable[[Life], Awaitable[None]]) -> None:

@@ -56,6 +56,7 @@ def run(rest: list[str]) -> int:
     """The daemon. Returns its exit code: 0 stopped, 1 a process died (restart it), 2 restarting will not help."""
     from src.config import load, network_environment
     from src.error_handler import Fatal, hide, setup_logging
+    from src.sole import sole
 
     if rest:
         raise Fatal(f"run takes no arguments, and got {' '.join(rest)!r}: settings come from the environment and .env")
@@ -68,8 +69,9 @@ def run(rest: list[str]) -> int:
     setup_logging("supervisor", settings.log_level, settings.log_format)
     hide((settings.binance_api_key, settings.binance_api_secret))
     _make_folders(settings)
-    _validate_keys(settings)
-    return _supervise(settings)
+    with sole(settings.state_dir, "supervisor"):
+        _validate_keys(settings)
+        return _supervise(settings)
 
 
 def download(rest: list[str]) -> int:
@@ -171,11 +173,16 @@ def _supervise(settings: Settings) -> int:
 
 def _start(supervisor: Supervisor, settings: Settings, ring: Any, counters: Any) -> None:
     """Spawn in order, hand over the symbol table, and wait until each process is ready."""
-    from src import processes
+    from src import kernel_cache, processes
     from src.error_handler import lifecycle
 
     bare = settings.without_secrets()
+    whole = kernel_cache.is_whole()
+    if not whole:
+        supervisor.spawn("kernels", processes.kernels, bare)
     urls, clock = _market(supervisor, settings, counters)
+    if not whole:
+        supervisor.wait_end("kernels")
     reading, writing = supervisor.pipe()
     news_in, news_out = supervisor.pipe()
     words_in, words_out = supervisor.pipe()

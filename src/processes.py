@@ -4,17 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from src.clock import Clock, monotonic_ns, real_clock
+from src.clock import Clock, real_clock
 from src.config import SIM_KEY, SIM_SECRET, Endpoints, Settings, endpoints
 from src.counters import Counters
 from src.error_handler import AegisError, Fatal, lifecycle, warn
-from src.life import Life, live
+from src.life import Life, begin, live
 from src.ring_memory import RingMemory
 
 
@@ -27,6 +27,19 @@ def credentials(settings: Settings) -> tuple[str, str]:
     return settings.binance_api_key, settings.binance_api_secret
 
 
+def kernels(name: str, pipe: Connection, settings: Settings) -> None:
+    """Compile the kernels of Feed and Brain, and end: the compiler's memory goes with this process, and they only load what is there."""
+    begin(name, settings)
+    from src import feed, kernel_cache, teacher
+
+    def show(name: str) -> None:
+        pipe.send(("progress", f"compiling {name}; only the first start takes this long"))
+
+    feed.warm_up(show)
+    teacher.warm_up(show)
+    kernel_cache.mark_whole()
+
+
 def exchange(name: str, pipe: Connection, settings: Settings, counters: Counters) -> None:
     live(name, pipe, settings, counters, _exchange)
 
@@ -35,6 +48,7 @@ async def _exchange(life: Life) -> None:
     """Ready is said in our own words, so that the supervisor loads nothing of the exchange."""
     from src.exchange.options import Account, ExchangeOptions, VenueUrls
     from src.exchange.server import serve
+    from src.sole import sole_child
 
     s = life.settings
     if s.trading_mode == "paper":
@@ -54,7 +68,8 @@ async def _exchange(life: Life) -> None:
         life.ready((Endpoints(ready.rest, ready.public, ready.market, ready.private, ready.ws_api, ready.rest), ready.clock))
 
     try:
-        await serve(options, on_ready, life.stop)
+        async with sole_child(s.state_dir, "exchange"):
+            await serve(options, on_ready, life.stop)
     except Fatal as error:
         setting = {"SYMBOLS": "SYMBOLS", "SIM_DATA": "SIM_DATA"}.get(str(error.fields.get("setting", "")), "")
         raise Fatal(f"{setting}={error.fields.get('value')!r}: {error}" if setting and setting not in str(error) else str(error)) from error
@@ -81,7 +96,7 @@ def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ri
             held = _held(settings)
             symbols, size = await _universe(life, listing, clock, held)
             life.pipe.send(("table", symbols))
-            warm_up(_progress(life))
+            warm_up()
             options = FeedOptions(urls.market, urls.public, urls.data, clock, symbols, spare_for(len(symbols)), settings.close_grace_ms)
             course = Course(listing.offer, _terms(settings), size, clock.wall_s(settings.universe_seconds * 1000), frozenset(held), Line(say, told))
 
@@ -169,17 +184,6 @@ async def _universe(life: Life, listing: Any, clock: Clock, held: Sequence[str] 
     return table, size
 
 
-def _progress(life: Life) -> Callable[[int, int, str], None]:
-    """Kernels are compiled at the first start: say so, but not for those that the cache answers at once."""
-    started = monotonic_ns()
-
-    def show(done: int, total: int, name: str) -> None:
-        if monotonic_ns() - started > 2e9:
-            life.progress(f"preparing kernels {done}/{total} ({name}); only the first start takes this long")
-
-    return show
-
-
 def brain(name: str, pipe: Connection, settings: Settings, counters: Counters, ring: RingMemory, urls: Endpoints, clock: Clock,
           control: Connection, say: Connection, told: Connection) -> None:  # fmt: skip
     """``say``, ``told``: the pipes to the Feed and back."""
@@ -189,7 +193,7 @@ def brain(name: str, pipe: Connection, settings: Settings, counters: Counters, r
         from src.ring_buffer import Ring
 
         given = Given(Ring.over(ring), urls, clock, control, credentials(settings), _load_student, say, told)
-        await run_brain(life, given, _progress(life))
+        await run_brain(life, given)
 
     live(name, pipe, settings, counters, main)
 

@@ -30,6 +30,7 @@ GRID_TOLERANCE, PRICE_MAX, TIME_MAX_MS = 1e-6, 1e12, 10**14
 """What the Feed takes: quantities on the step's grid, prices and times that can be."""
 OPENED, ENDED, ADMITTED = 16, 17, 18
 """Kinds of rows that are no frames (those are the protocol's opcodes, below 16): a link was opened, has ended, or a held one was let in."""
+_MORE, _TEXT = 0, 1
 FRAMES = pa.schema([
     ("received_ns", pa.int64()), ("link", pa.uint32()), ("kind", pa.uint8()), ("fin", pa.bool_()), ("last_in_read", pa.bool_()),
     ("payload", pa.large_binary()),
@@ -94,6 +95,21 @@ def frames(folder: str | Path) -> Iterator[Frame]:
             for batch in opened.iter_batches(batch_size=8_192):
                 columns = [batch.column(name) for name in FRAMES.names]
                 yield from map(Frame, *(column.to_pylist() for column in columns))
+
+
+def messages(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Every whole text message in a frames file, with the market time of its receipt (µs)."""
+    clock = Clock(*_said(file)["clock"])
+    begun: dict[int, bytes] = {}
+    with pq.ParquetFile(file) as opened:
+        for batch in opened.iter_batches(batch_size=8_192):
+            for frame in map(Frame, *(batch.column(name).to_pylist() for name in FRAMES.names)):
+                if frame.kind in (_TEXT, _MORE):
+                    text = begun.pop(frame.link, b"") + frame.payload
+                    if frame.fin:
+                        yield clock.t0_ms * 1000 + int(clock.speed * (frame.received_ns - clock.m0_ns)) // 1000, text
+                    else:
+                        begun[frame.link] = text
 
 
 def slots(folder: str | Path) -> Iterator[NDArray[np.void]]:

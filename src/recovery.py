@@ -46,6 +46,7 @@ async def recover(trade: Trade, journal: Journal, portfolio: Portfolio, gateway:
     trade.on_doubt = lambda: trade.spawn(reconcile(trade, portfolio, gateway, clock))
     trade.hold_for_reconciliation()
     await _pass(trade, portfolio, gateway, clock, always=True)
+    trade.tick()  # the limits begin with what was found, before anything can move it
     if slots:
         left = ", ".join(f"{s.symbol} {s.qty * s.side.sign}" for s in portfolio.slots.values() if s.qty > 0) or "none"
         lifecycle(f"♻️ Recovered {len(slots)} slots from the journal; still open: {left}")
@@ -77,16 +78,17 @@ async def _pass(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock: Clo
 
 
 async def _reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock: Clock) -> None:
+    asked_ns = monotonic_ns()
     account, guards = await _snapshot(gateway)
     strays = [g for g in guards if g.client_id not in {o.client_id for s in portfolio.slots.values() for o in s.orders()}]
-    trade.account = replace(account, as_of_ms=account.as_of_ms or clock.market_ms())
     await _learn_rules(gateway, {*portfolio.slots, *[p.symbol for p in account.positions]})
+    trade.view.read(account, asked_ns, clock.market_ms())
+    account = trade.account
     _protect(trade, portfolio, account, guards, clock)
     failed = [error for slot in list(portfolio.slots.values()) if (error := await _catch_up(trade, portfolio, gateway, slot))]
-    for position in account.positions:
-        if position.symbol not in portfolio.slots:
-            await _judge(trade, portfolio, gateway, position, guards, clock)
-    await _cancel_orphans(trade, portfolio, gateway, strays)
+    unclear = {p.symbol for p in account.positions
+               if p.symbol not in portfolio.slots and not await _judge(trade, portfolio, gateway, p, guards, clock)}  # fmt: skip
+    await _cancel_orphans(trade, portfolio, gateway, [g for g in strays if g.symbol not in unclear])
     trade.run(portfolio.tick(monotonic_ns(), clock.market_ms(), contact=gateway.contact(monotonic_ns())))
     if failed:
         raise failed[0]
@@ -136,8 +138,9 @@ async def _catch_up(trade: Trade, portfolio: Portfolio, gateway: Gateway, slot: 
             order = slot.entry if role is Role.ENTRY else slot.guard(role)
             if slot.symbol in portfolio.slots and order is not None and (role is Role.ENTRY or order.word is Word.UNKNOWN):
                 ask = Ask(slot.symbol, order.client_id, role, slot.made_ms, min(slot.trades, default=0))
+                asked_ns = monotonic_ns()
                 answer = await gateway.ask(ask)
-                trade.learn(ask, answer)
+                trade.learn(ask, answer, asked_ns)
                 sure = sure and answer.sure
     except (Fatal, Halt):
         raise
@@ -150,8 +153,9 @@ async def _catch_up(trade: Trade, portfolio: Portfolio, gateway: Gateway, slot: 
 
 
 async def _judge(trade: Trade, portfolio: Portfolio, gateway: Gateway, position: PositionUpdate, guards: Sequence[AlgoUpdate],
-                 clock: Clock) -> None:  # fmt: skip
-    """A position without a slot: ours where our entry opened it, else somebody else's, which takes a slot and is left alone."""
+                 clock: Clock) -> bool:  # fmt: skip
+    """A position without a slot: ours where our entry opened it, else somebody else's, which takes a slot and is left alone. False where
+    the venue's trades do not say who opened it: then a guard of ours that stands may be all that protects it."""
     symbol = position.symbol
     orders, fills = await gateway.history(symbol)
     names = {o.order_id: o.client_id for o in orders}
@@ -160,18 +164,20 @@ async def _judge(trade: Trade, portfolio: Portfolio, gateway: Gateway, position:
     rules = gateway.rules_of(symbol)
     ours_here = opener is not None and opener[2] is Role.ENTRY and opener[0] <= trade.epoch_ms
     if symbol in portfolio.slots or symbol not in portfolio.foreign:
-        return  # it moved meanwhile
+        return True  # it moved meanwhile
     if not ours_here or rules is None:
         if opener is not None and opener[0] > trade.epoch_ms:
             trade.newer_copy(named[0].client_id)
-        warn(f"{symbol} {position.amount} was not opened by this daemon: it takes a slot and is left alone")
-        return
+        who = "was not opened by this daemon" if named else "was opened by somebody whom the venue's trades do not tell"
+        warn(f"{symbol} {position.amount} {who}: it takes a slot and is left alone")
+        return bool(named)
     slot = _slot_of(position, named, guards, rules, _plan(trade, named[0].client_id), clock)
     for fill in named:
         trade.on_fill(fill)
     lifecycle(f"♻️ {symbol} {position.amount} is ours by its orders and had no slot: taken over", entry=named[0].client_id,
               stop=slot.stop_price, target=slot.target_price)  # fmt: skip
     trade.run(portfolio.adopt(slot, monotonic_ns()))
+    return True
 
 
 def opening_of(amount: Decimal, fills: Sequence[Fill]) -> list[Fill]:

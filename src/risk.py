@@ -16,6 +16,8 @@ from src.clock import utc_day
 from src.models import ZERO, Quote, Side, Signal, SymbolRules
 
 BPS = Decimal("0.0001")
+ROOM_SHARE = Decimal("1.5")
+"""An order is made smaller to fit what is free by this factor at most."""
 _SEAL = object()
 
 
@@ -74,7 +76,8 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The state a proposal is judged by. ``notional``: Σ |position| + orders in flight, account-wide. ``speed``: market s per wall s."""
+    """The state a proposal is judged by. ``available``: margin that is free; profit that is not realised is none. ``notional``: Σ |position| +
+    orders in flight, account-wide. ``speed``: market s per wall s."""
 
     equity: Decimal
     available: Decimal
@@ -216,12 +219,12 @@ class Leverage:
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """The venue's free margin must carry the position's margin and both fees."""
+    """The venue's free margin must carry the position's margin, what the limit price is worse than the mark price, and both fees."""
 
     limit: Limit
 
     def check(self, proposal: Proposal, view: View) -> Refusal | None:
-        need = proposal.notional / self.limit.leverage(proposal.signal.source) + proposal.notional * view.taker_rate * 2
+        need = proposal.qty * _margin(proposal.signal, proposal.price, self.limit, view)
         return None if need <= view.available else Refusal("balance", f"{need:.2f} needed", f"{view.available:.2f} available")
 
 
@@ -255,7 +258,8 @@ def rule_book(limit: Limit) -> tuple[Rule, ...]:
 
 
 def propose(signal: Signal, limit: Limit, view: View) -> Proposal:
-    """Prices on the tick (cap and stop rounded against us), quantity on the step, rounded down."""
+    """Prices on the tick (cap and stop rounded against us), quantity on the step, rounded down. Where the other slots have left somewhat less
+    than this one's share it takes what there is; far less is refused, by the rule that says so."""
     tick, side = view.rules.tick, signal.side
     against, away = (ROUND_FLOOR, ROUND_CEILING) if side is Side.BUY else (ROUND_CEILING, ROUND_FLOOR)
     cap = Decimal(repr(signal.entry)) * (1 + side.sign * limit.max_slippage_bps * BPS)
@@ -263,10 +267,20 @@ def propose(signal: Signal, limit: Limit, view: View) -> Proposal:
     stop = _on_grid(Decimal(repr(signal.stop)), tick, against)
     target = _on_grid(Decimal(repr(signal.target)), tick, away)
     loss = abs(price - stop) + (price + stop) * view.taker_rate
-    qty = limit.risk_per_trade * view.equity / loss if loss > 0 else ZERO
-    share = limit.leverage(signal.source) * view.equity / limit.slots / price if price > 0 else ZERO
-    qty = _on_grid(max(ZERO, min(qty, share, view.rules.max_qty)), view.rules.step, ROUND_DOWN)
-    return Proposal(signal, qty, price, stop, target)
+    if loss <= 0 or price <= 0:
+        return Proposal(signal, ZERO, price, stop, target)
+    cap = limit.leverage(signal.source) * view.equity
+    qty = min(limit.risk_per_trade * view.equity / loss, cap / limit.slots / price, view.rules.max_qty)
+    room = min(view.available / _margin(signal, price, limit, view), (cap - view.notional) / price)
+    if room < qty <= room * ROOM_SHARE:
+        qty = room
+    return Proposal(signal, _on_grid(max(ZERO, qty), view.rules.step, ROUND_DOWN), price, stop, target)
+
+
+def _margin(signal: Signal, price: Decimal, limit: Limit, view: View) -> Decimal:
+    """What the venue asks of the free margin for one unit at that limit price, and both fees."""
+    worse = (price - Decimal(repr(view.quote.mark))) * signal.side.sign if view.quote.mark > 0 else ZERO
+    return price / limit.leverage(signal.source) + max(ZERO, worse) + price * view.taker_rate * 2
 
 
 def approve(signal: Signal, limit: Limit, view: View) -> Approved | Refusal:

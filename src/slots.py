@@ -144,6 +144,11 @@ class Slot:
         return self.qty + self.entry.owed
 
     @property
+    def at_most(self) -> Decimal:
+        """What may be held once the entry has ended: while it has not, the rest of it may fill at any moment."""
+        return self.at_stake if self.entry.word is Word.GONE else max(self.at_stake, self.qty + self.entry.qty - self.entry.filled)
+
+    @property
     def entry_price(self) -> Decimal:
         return self.paid / self.opened if self.opened else ZERO
 

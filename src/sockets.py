@@ -277,6 +277,8 @@ class Shard:
                 await ws_connect(lambda: link, self._url, websocket_handshake_timeout=patience_s, enable_auto_pong=False,
                                  max_frame_size=FRAME_BYTES_MAX, read_buffer_init_size=READ_BUFFER_BYTES, max_redirects=0,
                                  proxy=proxy_for(self._url), ssl_context=tls_for(self._url))
+                if link.transport is None:
+                    raise WSError("closed during the handshake")  # which the library takes for a connection that was made
                 if hold:
                     self._next = link
                 else:

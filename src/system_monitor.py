@@ -1,7 +1,8 @@
 """What the daemon is doing, for people: the heartbeat block and the verdict of /health. Pure: figures in, text out.
 
-``judge`` is the one definition of healthy: every process beats, data are fresh, every position has its stop, the venue answers and
-reconciliation has passed. A latch or a halt is shown, and does not make the daemon unhealthy: it protects money and works as meant.
+``judge`` is the one definition of healthy: every process beats, data are fresh, every position has its stop, the venue answers,
+reconciliation has passed and nothing holds entries. A latch is shown, and does not make the daemon unhealthy: it protects money and works
+as meant.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from src.clock import iso
-from src.counters import READY
+from src.counters import READY, holds_of
 
 PROCESSES = ("supervisor", "feed", "brain", "orchestrator", "exchange")
 Figures = Mapping[str, Mapping[str, int | float]]
@@ -48,6 +49,10 @@ def judge(figures: Figures, limits: Limits, now_ns: int) -> list[str]:
         reasons += [f"{what} is down" for what, name in (("the user stream", "user_stream_live"), ("the WS API", "ws_api_live")) if not brain[name]]
         if not brain["reconciled_ok"]:
             reasons.append("positions are not reconciled with the venue")
+        held = holds_of(int(brain["holds"]))
+        reasons += [what for what, name in (
+            ("the journal cannot be written", "journal"), ("the venue lets this account reduce only", "venue"),
+            ("the account is in multi-asset mode", "mode"), ("a newer copy of the daemon trades this account", "copy")) if name in held]
     return reasons
 
 
@@ -104,7 +109,9 @@ def heartbeat(figures: Figures, pulse: Pulse, reasons: Sequence[str], now_ns: in
         f"{brain['orders_sent']:.0f} orders, {brain['orders_rejected']:.0f} refused · {brain['fills']:.0f} fills",
         f"   money      equity {brain['equity']:,.2f} · wallet {brain['wallet']:,.2f} · open {brain['unrealised']:+,.2f} · "
         f"today {brain['realised_today']:+,.2f} · 24 h {sum(pulse.closed_24h, Decimal(0)):+,.2f} in {len(pulse.closed_24h)} trades, {wins} won",
-        f"   slots      {sum(s.qty > 0 for s in pulse.slots)} of {pulse.max_positions} held · leverage cap {pulse.leverage_cap}× · "
+        f"   slots      {sum(s.qty > 0 for s in pulse.slots)} of {pulse.max_positions} held"
+        + (f", {brain['foreign_positions']:.0f} more by positions of others" if brain["foreign_positions"] else "")
+        + f" · leverage cap {pulse.leverage_cap}× · "
         + ("the teacher decides" if pulse.teacher else "the student decides") + (f" · {pulse.evidence_note}" if pulse.evidence_note else ""),
     ]  # fmt: skip
     lines += [f"              {s.side:<4} {s.symbol:<12} {s.qty.normalize():f} at {s.entry_price:.8g} · {s.state} · confidence {s.confidence:.3f}"

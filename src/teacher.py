@@ -23,6 +23,7 @@ import numpy.typing as npt
 from src.bars import Market
 from src.features import CONTEXT, PARTS_MAX, SETUP, SETUP_DTYPE, matrix, range_position, write_features
 from src.indicators import Floats, Int, Records, Row, kernel
+from src.kernel_cache import Progress, silently
 from src.market_state import MarketState
 from src.setups import EMPTY
 from src.smc import FVG, ZONES_PER_KIND
@@ -258,22 +259,19 @@ def arm(state: MarketState, closed: Symbols, *, strategy: Strategy, costs: Float
     return state.place(proposals, closed)
 
 
-def warm_up(progress: Callable[[int, int, str], None] | None = None) -> None:
-    """Compile every kernel of the market side, or load it from Numba's cache. ``progress(done, total, name)`` after each step."""
+def warm_up(progress: Progress = silently) -> None:
+    """Compile every kernel of the market side, or load it from the cache."""
     state = MarketState(("WARM",), np.ones(1), candle_ms=1_000, setup_ms=1_000, context_ms=1_000, history=160)
     teacher = Teacher()
     closed = np.zeros(1, np.int64)
     steps: tuple[tuple[str, Callable[[], Any]], ...] = (
-        ("consume", state.warm_up),
-        ("history", lambda: state.seed(0, *_tiny_history())),
-        ("setups", lambda: arm(state, closed, strategy=teacher, costs=np.full(1, 0.001))),
+        ("the Brain's candles", state.warm_up),
+        ("the Brain's history", lambda: state.seed(0, *_tiny_history())),
+        ("the Brain's setups", lambda: arm(state, closed, strategy=teacher, costs=np.full(1, 0.001))),
     )
-    for done, (name, step) in enumerate(steps):
-        if progress is not None:
-            progress(done, len(steps), name)
+    for name, step in steps:
+        progress(name)
         step()
-    if progress is not None:
-        progress(len(steps), len(steps), "ready")
 
 
 def _tiny_history() -> tuple[Floats, Floats, Floats]:

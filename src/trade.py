@@ -16,9 +16,10 @@ from decimal import Decimal
 from functools import partial
 from typing import Any
 
+from src.account_view import AccountView
 from src.bus import EventBus, Topic
 from src.clock import Clock, monotonic_ns, utc_day
-from src.counters import Block
+from src.counters import HOLDS, Block
 from src.error_handler import (
     AegisError,
     Degraded,
@@ -38,7 +39,7 @@ from src.journal import Intent, Journal
 from src.models import ZERO, Account, AccountUpdate, AlgoUpdate, Fill, OrderUpdate, Quote, Role, Side, Signal, SymbolRules
 from src.portfolio import Portfolio
 from src.risk import Limit, Limits, Refusal, View, approve
-from src.slots import GUARDS, Action, Ask, CancelGuard, Changed, Closed, Died, Opened, SendEntry, SendExit, SendGuard, State, remember, symbol_of
+from src.slots import GUARDS, Action, Ask, CancelGuard, Changed, Closed, Died, Opened, SendEntry, SendExit, SendGuard, remember, symbol_of
 from src.venue.orders import ClientIds, parse
 from src.venue.user_events import ConfigUpdate, MarginCall
 
@@ -79,7 +80,7 @@ class Trade:
     def __init__(self, desk: Desk, on_fatal: Callable[[AegisError], None]) -> None:
         self._desk = desk
         self._on_fatal = on_fatal
-        self.account = Account(ZERO, ZERO)
+        self.view = AccountView()
         self.holds: dict[str, str] = {"start": "starting: not reconciled yet", "stream": "the user stream is not connected yet"}
         self.prepared: set[str] = set()
         self.leverage = 0
@@ -108,6 +109,10 @@ class Trade:
     @property
     def epoch_ms(self) -> int:
         return self._desk.ids.epoch_ms
+
+    @property
+    def account(self) -> Account:
+        return self.view.account
 
     @property
     def journal(self) -> Journal:
@@ -179,11 +184,10 @@ class Trade:
         desk, now_ns = self._desk, monotonic_ns()
         symbol = signal.symbol
         notional = self._notional(without)
-        equity = self.equity
         return View(
-            equity=equity, available=equity - notional / desk.limit.leverage(signal.source), notional=notional, rules=desk.rules[symbol],
-            quote=desk.quote_of(symbol), maker_rate=desk.fee[0], taker_rate=desk.fee[1], maintenance=desk.maintenance(symbol), now_ns=now_ns,
-            speed=desk.clock.speed, latches=tuple(self.latches), evidence=self.evidence,
+            equity=self.equity, available=self.view.free() - notional / desk.limit.leverage(signal.source), notional=notional,
+            rules=desk.rules[symbol], quote=desk.quote_of(symbol), maker_rate=desk.fee[0], taker_rate=desk.fee[1],
+            maintenance=desk.maintenance(symbol), now_ns=now_ns, speed=desk.clock.speed, latches=tuple(self.latches), evidence=self.evidence,
             halted=self.halted or ("an older copy was trading a moment ago" if now_ns < self._hold_until_ns else ""),
             prepared=symbol in self.prepared)  # fmt: skip
 
@@ -192,10 +196,8 @@ class Trade:
         total = ZERO
         for slot in self._desk.portfolio.slots.values():
             if slot.symbol != without:
-                qty = max(slot.qty, slot.entry.qty) if slot.state is State.OPENING else slot.qty
-                total += qty * (slot.entry_price or slot.entry.price)
-        foreign = self._desk.portfolio.foreign
-        return total + sum((abs(p.amount) * p.entry_price for p in self.account.positions if p.symbol in foreign), ZERO)
+                total += slot.at_most * (slot.entry_price or slot.entry.price)
+        return total + self.view.notional_of(self._desk.portfolio.foreign)
 
     # actions
 
@@ -319,16 +321,25 @@ class Trade:
     # answers
 
     def _watch(self, call: Call, client_id: str, done: Callable[[str, Any, AegisError | None], None]) -> None:
+        def take(answer: Any, error: AegisError | None) -> None:
+            """A bug here would end in the event loop's own log: it latches."""
+            try:
+                self._guarded(done, client_id, answer, error)
+            except Exception as bug:
+                failure("a bug while taking an answer", bug)
+                self.latch("halt", f"{type(bug).__name__}: {bug}")
+                self.on_doubt()
+
         def answered(future: Call) -> None:
             if future.cancelled():
-                return done(client_id, None, Unknown("nobody waits for the answer any more"))
+                return take(None, Unknown("nobody waits for the answer any more"))
             error = future.exception()
             if error is not None and not isinstance(error, AegisError):
                 failure("a bug while sending an order", error)
                 if "stop" not in self.holds:
                     self.latch("halt", f"{type(error).__name__}: {error}")
                 error = Unknown(f"{type(error).__name__}: {error}")  # it may have left all the same
-            return done(client_id, None if error else future.result(), error)
+            return take(None if error else future.result(), error)
 
         call.add_done_callback(answered)
 
@@ -444,12 +455,8 @@ class Trade:
         self.run(self._desk.portfolio.algo_update(update, monotonic_ns(), self._desk.clock.market_ms()))
 
     def _on_account(self, update: AccountUpdate) -> None:
-        changed = {p.symbol for p in update.positions}
-        kept = [p for p in self.account.positions if p.symbol not in changed]
-        positions = (*kept, *[p for p in update.positions if p.amount != 0])
-        self.account = replace(self.account, positions=positions, as_of_ms=update.time_ms)
+        self.view.tell(update, monotonic_ns())
         if update.wallet is not None:
-            self.account = replace(self.account, wallet=update.wallet)
             self._desk.limits.transfer(update.transfer)
             self._write(partial(self._desk.journal.money, update.time_ms, update.reason, update.wallet, update.transfer))
         for position in update.positions:
@@ -474,15 +481,16 @@ class Trade:
     # asking
 
     async def _ask(self, ask: Ask) -> None:
+        asked_ns = monotonic_ns()
         answer = await self._desk.gateway.ask_once(ask)
         if answer is None:
             return
         late_ms = self._desk.clock.market_ms() - MISSED_MS * self._desk.clock.speed
-        if [fill for fill in self.learn(ask, answer) if fill.time_ms < late_ms]:
+        if [fill for fill in self.learn(ask, answer, asked_ns) if fill.time_ms < late_ms]:
             self.on_missed("fills were found that it did not tell")
 
-    def learn(self, ask: Ask, answer: Answer) -> list[Fill]:
-        """What the venue answered: fills first, then the order that made them, then whether the position is their sum.
+    def learn(self, ask: Ask, answer: Answer, asked_ns: int) -> list[Fill]:
+        """What the venue answered to a question of ``asked_ns``: fills first, then the order that made them, then whether the position is their sum.
 
         Returns the fills that nobody had told of.
         """
@@ -499,30 +507,32 @@ class Trade:
         for fill in named:
             new += [fill] if self.on_fill(fill) else []
             self.run(portfolio.fill(fill, now_ns, now_ms))
+        if answer.positions is not None:
+            answer = replace(answer, positions=self.view.read_positions(answer.positions, asked_ns))
         amount = answer.amount(ask.symbol)
         if answer.order is not None:
             self._on_outcome(answer.order)
         elif ask.client_id and answer.positions is not None and (answer.sure or amount != 0):
             self.run(portfolio.absent(ask.client_id, now_ns, now_ms, position=amount))
         if answer.positions is not None:
-            self.account = replace(self.account, positions=answer.positions)
             self.run(portfolio.corrected(ask.symbol, amount, now_ns, now_ms))
         return new
 
     # time and commands
 
     def tick(self) -> None:
-        """Every 100 ms or so: what is due, the limits, and the figures for the others."""
+        """Every 100 ms or so, once the venue has said what is held: what is due, the limits, and the figures for the others."""
         desk, now_ns, now_ms = self._desk, monotonic_ns(), self._desk.clock.market_ms()
+        if not self.view.known:
+            return
         self._write_later()
         if "venue" in self.holds and now_ns > self._venue_hold_ns:
             del self.holds["venue"]
         self._guarded(lambda: self.run(desk.portfolio.tick(now_ns, now_ms, contact=desk.gateway.contact(now_ns))))
         desk.portfolio.forget_waiting(now_ns, desk.limit.signal_age_ms * 1_000_000)
         equity = self.equity
-        if self.account.as_of_ms:
-            for name, reason in desk.limits.update(equity, now_ms):
-                self.latch(name, reason)
+        for name, reason in desk.limits.update(equity, now_ms):
+            self.latch(name, reason)
         self._show(equity, self._realised_day[1] if self._realised_day[0] == utc_day(now_ms) else ZERO)
 
     def _show(self, equity: Decimal, realised_today: Decimal) -> None:
@@ -531,7 +541,9 @@ class Trade:
         block.set("positions_open", len(held))
         block.set("positions_unprotected", sum(not s.protected for s in held))
         block.set("latched", len(self.latches))
-        block.set("reconciled_ok", int(not self.holds))
+        block.set("reconciled_ok", int(not self.holds.keys() & {"start", "reconcile", "recheck"}))
+        block.set("holds", sum(1 << HOLDS.index(name) for name in self.holds))
+        block.set("foreign_positions", len(self._desk.portfolio.foreign))
         for name, money in (("equity", equity), ("wallet", self.account.wallet), ("unrealised", equity - self.account.wallet),
                             ("realised_today", realised_today)):  # fmt: skip
             block.set(name, float(money))
@@ -547,7 +559,7 @@ class Trade:
     def flatten(self, reason: str) -> None:
         """Close everything that is ours."""
         for symbol in list(self._desk.portfolio.slots):
-            self.run(self._desk.portfolio.leave(symbol, reason, monotonic_ns()))
+            self._guarded(lambda symbol=symbol: self.run(self._desk.portfolio.leave(symbol, reason, monotonic_ns())))
 
     def remember(self) -> None:
         """Once a second: what the next start needs of the limits; and whether the operator has released a latch."""

@@ -39,6 +39,7 @@ def test_live_defaults_differ_where_money_is_real() -> None:
         ({"SETUP_INTERVAL": "7m"}, ["SETUP_INTERVAL='7m'", "15m"]),
         ({"CANDLE_INTERVAL": "1h", "SETUP_INTERVAL": "15m"}, ["SETUP_INTERVAL='15m'", "CANDLE_INTERVAL=1h"]),
         ({"SIM_MARKET": "replay"}, ["SIM_DATA is empty"]),
+        ({"SIM_MARKET": "frames", "SIM_DATA": "x.jsonl"}, ["SIM_MARKET='frames'", "synthetic, replay"]),
         ({"SIM_MARKET": "replay", "SIM_DATA": "/nowhere/x.parquet"}, ["SIM_DATA='/nowhere/x.parquet'", "no such"]),
         ({"SIM_START": "yesterday"}, ["SIM_START='yesterday'", "2025-05-05T14:30"]),
         ({"SIM_SPEED": "61"}, ["SIM_SPEED='61'", "at most 60"]),
@@ -57,6 +58,12 @@ def test_live_defaults_differ_where_money_is_real() -> None:
         ({"TRADING_MODE": "paper", "WS_API_URL": "wss://ws-fapi.binance.com/ws-fapi/v1"}, ["WS_API_URL", "EXCHANGE_URL"]),
         ({"TRADING_MODE": "paper", "SIM_MARKET": "replay", "SIM_DATA": "x"}, ["SIM_MARKET='replay'", "SIM_DATA='x'", "the venue's own"]),
         ({"RING_SLOTS": "100"}, ["RING_SLOTS='100'", "at least 10000"]),
+        ({"PORT": "abc", "TRADING_MODE": "live"}, ["PORT='abc'", "BINANCE_API_KEY is empty"]),
+        ({"MIN_CONFIDENCE": "sNaN"}, ["MIN_CONFIDENCE='sNaN'", "at least 0 and at most 1"]),
+        ({"TRADING_MODE": "live", "REST_URL": "http://[::1", **KEYS}, ["REST_URL='http://[::1'", "http://"]),
+        ({"PROXY": "socks5://me:hunter22@host:1"}, ["PROXY='socks5://***@host:1'", "http://"]),
+        ({"RISK_PER_TRAD": "0.01"}, ["RISK_PER_TRAD='0.01'", "did you mean RISK_PER_TRADE?"]),
+        ({"MAX_OPEN_POSITION": "1", "PORT": "-1"}, ["MAX_OPEN_POSITION='1'", "did you mean MAX_OPEN_POSITIONS?", "PORT='-1'"]),
     ],
 )
 def test_wrong_values_name_the_setting_the_value_and_what_is_right(env: dict[str, str], texts: list[str]) -> None:
@@ -64,6 +71,23 @@ def test_wrong_values_name_the_setting_the_value_and_what_is_right(env: dict[str
         load(**env)
     for text in texts:
         assert text in str(caught.value)
+
+
+def test_a_wrong_value_is_not_blamed_for_more_than_it_is() -> None:
+    """What it would have contradicted is not known."""
+    with pytest.raises(Fatal) as caught:
+        load(SETUP_INTERVAL="7m", CANDLE_INTERVAL="1h")
+    assert "CANDLE_INTERVAL=" not in str(caught.value)
+
+
+def test_the_value_of_a_misspelt_secret_is_not_shown() -> None:
+    with pytest.raises(Fatal) as caught:
+        load(BINANCE_API_SECRETS="do-not-show-this")
+    assert "did you mean BINANCE_API_SECRET?" in str(caught.value) and "do-not-show-this" not in str(caught.value)
+
+
+def test_variables_of_other_programs_are_left_alone() -> None:
+    load(PATH="/bin", HOSTNAME="x", LOGLEVEL="debug", DATABASE_URL="x", REDIS_URL="x", HTTP_PROXY="http://x:1", RECORDED_DATA="x", SYMBOL_LINK="x")
 
 
 def test_the_owners_alias_and_lists_are_understood() -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from src import config, counters, data, error_handler, main, reconciliation, ring_buffer, slots, sockets, supervisor, teacher
 from src.bus import Topic
-from src.exchange import faults, market, options, orders, rest, ws_api
+from src.exchange import faults, market, options, orders, recorded, rest, streams, ws_api
 from src.journal import Journal
 from src.venue import errors
 from tests.test_exchange_streams import LIVELY, lively
@@ -103,12 +103,17 @@ def everything_said() -> tuple[str, ...]:
     return tuple(pattern for path in SOURCES for pattern in said_in(tree_of(path)))
 
 
+@cache
+def expressions() -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(pattern, re.DOTALL) for pattern in dict.fromkeys(everything_said()))
+
+
 def is_said(line: str) -> bool:
     """Whether a source can say this line; a line that ends in … is the beginning of one."""
     if line.endswith("…"):
         start = re.escape(line.removesuffix("…"))
         return any(pattern.startswith(start) for pattern in everything_said())
-    return any(re.fullmatch(pattern, line, re.DOTALL) for pattern in everything_said())
+    return any(expression.fullmatch(line) for expression in expressions())
 
 
 def calls(path: str, function: str) -> Iterator[ast.Call]:
@@ -238,15 +243,16 @@ def rule_book() -> str:
     return table(["part", "weight", "what it rewards"], [[code(part), weight, what] for part, weight, what in teacher.RULES])
 
 
-def recordings() -> str:
-    return "```\n" + data.ACCEPTED + "\n```"
+def fenced(text: str) -> str:
+    return "```\n" + text + "\n```"
 
 
 GENERATED: dict[str, Callable[[], str]] = {
     "settings": settings, "layers": layers, "modules": modules, "slot fields": slot_fields, "control words": control_words,
     "slot transitions": lambda: transitions(slots, slots.TRANSITIONS), "socket transitions": lambda: transitions(sockets, sockets.NEXT),
     "order life": lambda: transitions(orders, orders.ORDER_LIFE), "algo life": lambda: transitions(orders, orders.ALGO_LIFE),
-    "journal tables": journal_tables, "error classes": error_classes, "reactions": reactions, "rule book": rule_book, "recordings": recordings,
+    "journal tables": journal_tables, "error classes": error_classes, "reactions": reactions, "rule book": rule_book,
+    "recordings": lambda: fenced(data.ACCEPTED), "raw frames": lambda: fenced(recorded.ACCEPTED),
     "switches": lambda: dataclass_rows(options.Switches), "venue limits": lambda: dataclass_rows(options.Limits),
 }  # fmt: skip
 _BLOCK = re.compile(r"(<!-- generated: ([\w ]+) -->\n)(.*?)(\n<!-- end of \2 -->)", re.DOTALL)
@@ -367,7 +373,7 @@ def test_every_refusal_of_a_signal_is_explained() -> None:
 def test_every_hold_and_every_latch_is_explained() -> None:
     said = "\n".join(path.read_text() for path in SOURCES)
     holds = set(re.findall(r'holds(?:: dict\[str, str\] = \{|\[)"(\w+)"', said))
-    assert set(column("docs/operations.md", "Holds")) == holds
+    assert set(column("docs/operations.md", "Holds")) == holds == set(counters.HOLDS)
     latches = set(re.findall(r'latch\("(\w+)"', said)) | set(re.findall(r'broken\.append\(\("(\w+)"', said))
     assert set(column("docs/operations.md", "Latches")) == latches
 
@@ -521,6 +527,12 @@ def test_the_markets_are_documented() -> None:
     assert column("docs/exchange.md", "Markets") == list(market.KINDS)
 
 
+def test_the_peers_are_documented_with_their_versions() -> None:
+    pinned = {tuple(path.read_text().strip().split("==")) for path in (ROOT / "tests" / "peers").glob("*.txt")}
+    heading = "Other people's clients"
+    assert set(zip(column("docs/exchange.md", heading), column("docs/exchange.md", heading, 1), strict=True)) == pinned
+
+
 async def test_streams_deliver_as_documented() -> None:
     """Each stream that is called delivering does so, one after the other; those that are called silent say nothing all that time."""
     delivers, silent = told("Streams")
@@ -528,7 +540,7 @@ async def test_streams_deliver_as_documented() -> None:
         for base in (client.ready.market, client.ready.public):
             socket = await client.socket(base + "/stream")
             assert await socket.ask({"method": "SUBSCRIBE", "params": sorted(silent), "id": 1}) == {"result": None, "id": 1}
-            for name in sorted(n for n in delivers if (base == client.ready.public) == bool(re.search("depth|bookTicker", n))):
+            for name in sorted(n for n in delivers if (base == client.ready.public) == (streams.route_of(n) == streams.PUBLIC)):
                 await socket.send({"method": "SUBSCRIBE", "params": [name], "id": 2})
                 if name == "!contractInfo":
                     await socket.until(lambda m: m.get("id") == 2)

@@ -99,7 +99,7 @@ def test_sigterm_stops_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     assert set(os.listdir("/dev/shm")) <= before
 
 
-@pytest.mark.parametrize("name", CHILDREN)
+@pytest.mark.parametrize("name", ["Brain", *(pytest.param(name, marks=pytest.mark.slow) for name in CHILDREN if name != "Brain")])
 def test_a_killed_child_is_known_at_once_and_the_daemon_ends_with_1(tmp_path: Path, name: str) -> None:
     with running([], daemon_env(tmp_path, **FAST)) as process:
         process.wait_line("✅ All processes running")
@@ -112,6 +112,7 @@ def test_a_killed_child_is_known_at_once_and_the_daemon_ends_with_1(tmp_path: Pa
     until(lambda: not [pid for pid in children if alive(pid)], 3, what="the end of all processes")
 
 
+@pytest.mark.slow
 def test_a_hung_child_is_a_dead_one(tmp_path: Path) -> None:
     with running([], daemon_env(tmp_path, HUNG_SECONDS="3", **FAST)) as process:
         process.wait_line("✅ All processes running")
@@ -126,6 +127,16 @@ def test_a_killed_supervisor_leaves_no_orphan(tmp_path: Path) -> None:
         children = descendants(process.process.pid)
         process.process.kill()
         until(lambda: not [pid for pid in children if alive(pid)], 12, what="the end of the children")
+
+
+def test_a_second_daemon_on_the_same_state_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    with running([], daemon_env(tmp_path, **FAST)) as first:
+        first.wait_line("🏛️ Exchange process started")
+        with running([], daemon_env(tmp_path, **FAST)) as second:
+            assert second.wait() == 2
+            assert f"another daemon is using it (PID {first.process.pid})" in second.output and "Traceback" not in second.output
+        first.wait_line("✅ All processes running")
+        assert first.stop() == 0
 
 
 @pytest.mark.parametrize(
@@ -146,6 +157,7 @@ def test_a_wrong_setting_stops_the_start_without_a_traceback(tmp_path: Path, env
         assert "Traceback" not in process.output
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_named(tmp_path: Path, started: Process) -> None:
     port = health_url(started).split(":")[2].split("/")[0]
     with running([], daemon_env(tmp_path, **FAST) | {"PORT": port}) as process:
@@ -199,6 +211,7 @@ def test_a_start_protects_what_it_finds(tmp_path: Path, victim: str) -> None:
         assert len(Reader(env["STATE_DIR"]).rows("SELECT 1 FROM fills")) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "secret", "texts"),
     [
@@ -217,6 +230,7 @@ def test_keys_that_do_not_work_end_the_start_with_the_venues_code(tmp_path: Path
             assert "Traceback" not in process.output and secret not in process.output
 
 
+@pytest.mark.slow
 def test_a_venue_that_does_not_say_what_it_trades_leaves_the_fallback_pairs(tmp_path: Path) -> None:
     with exchange(tmp_path, "--speed", "60", "--account", f"{SIM_KEY}:{SIM_SECRET}:10000") as (_, urls):
         post(urls["rest"] + "/control/fault", {"door": "GET v1/exchangeInfo", "kind": "unavailable", "count": 1000})
@@ -226,6 +240,7 @@ def test_a_venue_that_does_not_say_what_it_trades_leaves_the_fallback_pairs(tmp_
             until(lambda: get(health_url(process))[0] == 200, 30, what="/health 200")
 
 
+@pytest.mark.slow
 def test_health_says_why_when_the_market_goes_silent_and_when_it_is_back(tmp_path: Path) -> None:
     with exchange(tmp_path, "--speed", "60", "--account", f"{SIM_KEY}:{SIM_SECRET}:10000") as (_, urls):
         with running([], daemon_env(tmp_path, EXCHANGE_URL=urls["rest"], STALE_MS="1500")) as process:
@@ -242,6 +257,7 @@ def test_health_says_why_when_the_market_goes_silent_and_when_it_is_back(tmp_pat
             until(lambda: get(url)[0] == 200, 60, what="/health 200 again")
 
 
+@pytest.mark.slow
 def test_the_same_code_runs_as_testnet_with_other_urls(tmp_path: Path) -> None:
     with exchange(tmp_path, "--speed", "1", "--account", f"{SIM_KEY}:{SIM_SECRET}:10000") as (_, urls):
         env = daemon_env(tmp_path, TRADING_MODE="testnet", BINANCE_API_KEY=SIM_KEY, BINANCE_API_SECRET=SIM_SECRET, UNIVERSE_SIZE="10",
@@ -256,6 +272,7 @@ def test_the_same_code_runs_as_testnet_with_other_urls(tmp_path: Path) -> None:
             assert SIM_SECRET not in process.output and SIM_KEY not in process.output
 
 
+@pytest.mark.slow
 def test_three_hundred_symbols_start_and_are_healthy(tmp_path: Path) -> None:
     with running([], daemon_env(tmp_path, UNIVERSE_SIZE="300", SIM_SPEED="1")) as process:
         process.wait_line("✅ All processes running")
@@ -263,6 +280,7 @@ def test_three_hundred_symbols_start_and_are_healthy(tmp_path: Path) -> None:
         assert process.stop() == 0
 
 
+@pytest.mark.slow
 def test_intervals_go_down_to_a_second(tmp_path: Path) -> None:
     env = daemon_env(tmp_path, CANDLE_INTERVAL="1s", SETUP_INTERVAL="1s", UNIVERSE_SIZE="5", SIM_SPEED="10", LOG_LEVEL="INFO")
     with running([], env) as process:
@@ -278,6 +296,28 @@ def test_intervals_go_down_to_a_second(tmp_path: Path) -> None:
         assert process.stop() == 0 and process.count("ERROR") == 0
 
 
+@pytest.mark.slow
+def test_a_cold_start_compiles_once_and_nothing_is_compiled_after_it(tmp_path: Path) -> None:
+    env = daemon_env(tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "kernels"), **FAST)
+
+    def kernels() -> set[Path]:
+        return set((tmp_path / "kernels").rglob("*.nbc"))
+
+    with running([], env) as cold:
+        cold.wait_line("✅ All processes running", 180)
+        compiled = kernels()
+        until(lambda: get(health_url(cold))[0] == 200, 30, what="/health 200")
+        cold.wait_line("💓 Heartbeat")
+        assert cold.count("⏳ Kernels: compiling") == 5 and cold.count("Overflow") == 0, cold.output
+        assert cold.stop() == 0
+    assert compiled and kernels() == compiled
+    with running([], env) as warm:
+        warm.wait_line("✅ All processes running")
+        assert warm.count("compiling") == 0 and warm.stop() == 0
+    assert kernels() == compiled
+
+
+@pytest.mark.slow
 def test_json_logs_are_one_object_a_line(tmp_path: Path) -> None:
     with running([], daemon_env(tmp_path, LOG_FORMAT="json", UNIVERSE_SIZE="5")) as process:
         process.wait_line("✅ All processes running")

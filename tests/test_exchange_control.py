@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.test_exchange_streams import LIVELY, lively
-from tests.test_exchange_wire import Client, exchange
+from tests.test_exchange_wire import KEY, Client, exchange
 
 DELISTED_MS = 1_900_000_000_000
 TRADES = "btcusdt@aggTrade"
@@ -68,3 +68,22 @@ async def test_one_mute_stream_is_cured_by_subscribing_again(client: Client) -> 
     for method in ("UNSUBSCRIBE", "SUBSCRIBE"):
         await socket.send({"method": method, "params": [TRADES], "id": 2})
     await socket.until(lambda m: m.get("stream") == TRADES)
+
+
+async def test_money_comes_and_goes_and_is_told_and_listed(client: Client) -> None:
+    user = await client.user_stream()
+    assert (await client.control("transfer", key=KEY, amount="250.5"))["wallet"] == "10250.50000000"
+    assert (await client.control("transfer", key=KEY, amount="-10250.5"))["wallet"] == "0.00000000"
+    told = [(await user.next())["a"] for _ in range(2)]
+    assert [(a["m"], a["B"][0]["bc"], a["P"]) for a in told] == [("DEPOSIT", "250.50000000", []), ("WITHDRAW", "-10250.50000000", [])]
+    rows = await client.good("GET", "v1/income", incomeType="TRANSFER")
+    assert [float(r["income"]) for r in rows] == [10_000, 250.5, -10_250.5]
+    for amount in ("-0.01", "NaN", "1e13", "x"):
+        status, answer = await client.raw("POST", "/control/transfer", json={"key": KEY, "amount": amount})
+        assert status == 400, answer
+
+
+@pytest.mark.parametrize("price", ["0", "-5", "1e12", "1e400", "Infinity"])
+async def test_a_price_that_cannot_be_is_refused(client: Client, price: str) -> None:
+    status, answer = await client.raw("POST", "/control/price", json={"symbol": "BTCUSDT", "price": price})
+    assert status == 400 and "error" in answer

@@ -7,8 +7,6 @@ from decimal import Decimal as D
 
 import pytest
 
-from src.clock import seeded
-from src.exchange.errors import ApiError
 from src.exchange.ledger import AccountState, Wallet, book_fill
 from src.exchange.margin import bracket_of, liquidation_price, maintenance
 from src.exchange.orders import PositionSide, Side
@@ -117,19 +115,17 @@ def act(desk: Desk, chance: object) -> None:
                 desk.core.jump(symbol, rng.randrange(-3000, 3000))  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_thousands_of_random_operations_leave_every_ledger_in_balance(seed: int) -> None:
-    desk = Desk(("BTCUSDT", "60000"), ("ETHUSDT", "3000"), balance="20000", seconds=5)
-    rng = seeded(seed)
-    refusals = 0
-    for n in range(3000):
-        try:
-            act(desk, rng)
-        except ApiError:
-            refusals += 1
-        if n % 30 == 0:
-            desk.check()
-        desk.events.clear()
+def test_what_an_isolated_close_costs_beyond_its_margin_is_paid_by_the_insurance_fund() -> None:
+    """The close is far from the mark, and takes more than there is beside another isolated position."""
+    desk = Desk(("BTCUSDT", "60000"), ("ETHUSDT", "3000"), balance="155")
+    for symbol, name in enumerate(("BTCUSDT", "ETHUSDT")):
+        set_margin_type(desk.state, desk.account, symbol, True)
+        set_leverage(desk.state, desk.account, symbol, 50)
+        desk.order("BUY", "MARKET", "0.06" if symbol == 0 else "1.2", symbol=name)
+    desk.trade("58500", bid="58500", ask="58500.1", after_ms=10)
+    desk.order("SELL", "MARKET", "0.06", reduceOnly=True)
+    assert desk.account.cross_wallet < 0
+    desk.run(1000)
+    assert desk.account.cross_wallet == 0 and desk.account.wallet.insurance > 0
+    assert desk.held(symbol=1) == D("1.2"), "the other position has its own margin"
     desk.check()
-    assert len(desk.state.fills[0]) > 50
-    assert refusals < 2400

@@ -117,3 +117,12 @@ async def test_candle_frames_do_not_name_a_kind_of_symbol(client: Client) -> Non
     socket = await client.socket(client.ready.market + "/ws/btcusdt@kline_1m")
     frame = (await socket.until(lambda m: m.get("e") == "kline"))[-1]
     assert set(frame) == {"e", "E", "s", "k"}
+
+
+async def test_candles_asked_for_from_the_beginning_of_time_begin_with_the_first(client: Client) -> None:
+    everything = await client.get("v1/klines", symbol="BTCUSDT", interval="1m", limit=1500)
+    first = await client.get("v1/klines", symbol="BTCUSDT", interval="1m", startTime=0, endTime=client.clock.market_ms(), limit=1)
+    assert [row[0] for row in first] == [everything[0][0]] == [client.clock.t0_ms - 60_000]
+    days = await client.get("v1/klines", symbol="BTCUSDT", interval="1d", startTime=0, limit=5)
+    assert len(days) == 1 and days[0][0] <= client.clock.t0_ms < days[0][6]
+    assert await client.get("v1/klines", symbol="BTCUSDT", interval="1m", startTime=0, endTime=1000, limit=5) == []

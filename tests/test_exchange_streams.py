@@ -95,6 +95,31 @@ async def test_raw_and_combined_frames(client: Client) -> None:
     assert got["btcusdt_perpetual@continuousKline_1s"]["ct"] == "PERPETUAL"
 
 
+async def test_single_trades_come_on_the_public_route_with_the_id_that_rest_tells(client: Client) -> None:
+    socket = await client.socket(client.ready.public + "/ws/btcusdt@trade")
+    trade = await socket.next()
+    assert trade.keys() == set("eETstpqXm") | {"st"}
+    assert (trade["e"], trade["X"], trade["s"], trade["st"]) == ("trade", "MARKET", "BTCUSDT", 1)
+    told = {row["id"]: row for row in await client.get("v1/trades", symbol="BTCUSDT", limit=1000)}[trade["t"]]
+    assert (told["price"], told["qty"], told["time"], told["isBuyerMaker"]) == (trade["p"], trade["q"], trade["T"], trade["m"])
+
+
+async def test_the_tops_of_all_books_come_every_five_seconds_where_they_have_changed(client: Client) -> None:
+    socket = await client.socket(client.ready.public + "/ws/!bookTicker")
+    heard = [await socket.next() for _ in range(4)]
+    assert [e["s"] for e in heard] == ["BTCUSDT", "ETHUSDT", "BTCUSDT", "BTCUSDT"], "ETHUSDT stands still"
+    assert heard[0].keys() == set("euETsbBaA") | {"ps", "st"}
+    assert heard[3]["E"] - heard[2]["E"] >= 4000
+    assert len({(e["b"], e["a"], e["u"]) for e in heard if e["s"] == "BTCUSDT"}) == 3
+
+
+async def test_the_book_with_retail_orders_is_told_as_a_diff_book(client: Client) -> None:
+    socket = await client.socket(client.ready.public + "/ws/btcusdt@rpiDepth@500ms")
+    first, second = await socket.next(), await socket.next()
+    assert first.keys() == {"e", "E", "T", "s", "ps", "U", "u", "pu", "b", "a", "st"} and first["e"] == "depthUpdate"
+    assert second["pu"] == first["u"] and second["E"] - first["E"] >= 400
+
+
 async def test_a_finished_candle_is_sent_once() -> None:
     async with exchange(options(speed=60.0)) as client:
         socket = await client.socket(client.ready.market + "/ws/btcusdt@kline_1m")

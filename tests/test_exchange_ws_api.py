@@ -86,6 +86,17 @@ async def test_algo_orders_and_accounts(client: Client) -> None:
     assert (await call(socket, "userDataStream.stop", {"apiKey": KEY}))["result"] == {}
 
 
+async def test_the_account_tells_a_little_more_than_over_rest(client: Client) -> None:
+    socket = await client.socket(client.ready.ws_api)
+    await client.good("POST", "v1/order", **ORDER, newOrderRespType="RESULT")
+    position = (await client.good("GET", "v3/positionRisk"))[0]
+    old, new = [(await call(socket, method, signed(client, {})))["result"] for method in ("account.status", "v2/account.status")]
+    rest_old, rest_new = await client.good("GET", "v2/account"), await client.good("GET", "v3/account")
+    assert {p["breakEvenPrice"] for p in old["positions"]} == {"0", position["breakEvenPrice"]} != {"0"}
+    assert old["positions"][0].keys() - rest_old["positions"][0].keys() == {"breakEvenPrice"}
+    assert new["assets"][0].keys() - rest_new["assets"][0].keys() == {"marginAvailable"}
+
+
 async def test_signatures_are_checked(client: Client) -> None:
     socket = await client.socket(client.ready.ws_api + "?returnRateLimits=false")
     wrong = signed(client, ORDER) | {"quantity": "0.2"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal as D
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import pytest
 
 from src.bus import Topic
+from src.models import Role
+from src.recovery import reconcile
+from src.slots import Ask
+from src.venue.governor import Governor, Priority
 from tests.test_trade import DEAD_WS, NAKED_S, QUICK, Daemon, World, bench, table, until
 
 EXECUTED = {
@@ -144,6 +149,32 @@ async def test_a_slow_answer_overtaken_by_its_fill_changes_nothing(tmp_path: Pat
 # ------------------------------------------------------------------ what the user stream tells
 
 
+@pytest.mark.parametrize("ws_url", ["", DEAD_WS])
+async def test_an_entry_that_the_venue_finds_too_old_is_not_sent_again_and_the_clock_is_set_right(tmp_path: Path, ws_url: str) -> None:
+    """Also over REST, whose other writes are repeated after that: by then the signal is stale."""
+    async with bench(tmp_path, ws_url=ws_url, cooldown_ms=0) as (venue, d):
+        d.rest.offset_ms = -60_000
+        d.hear()
+        await until(d.gone, "the slot is free")
+        assert "-1021" in d.refused[-1][1] and not (await venue.books())["orders"]
+        await until(lambda: abs(d.rest.offset_ms) < 1000, "the clock is right")
+        await d.opened()
+        await d.agree()
+
+
+async def test_an_entry_does_not_wait_for_request_weight(tmp_path: Path) -> None:
+    async with bench(tmp_path, ws_url=DEAD_WS) as (venue, d):
+        governor = d.rest.governor
+        d.rest.governor = Governor(lambda: 59_000, speed=60.0)
+        d.rest.governor.take_now(2390, Priority.PROTECT)
+        d.hear()
+        await until(d.gone, "the slot is free")
+        d.rest.governor = governor
+        await asyncio.sleep(0.2)
+        assert not (await venue.books())["orders"] and "takes no requests" in d.refused[-1][1]
+
+
+
 @pytest.mark.parametrize("kind", ["duplicate", "delay", "drop"])
 async def test_events_that_come_twice_late_or_never(tmp_path: Path, kind: str) -> None:
     """A whole life, from the entry to a target that is reached, while every event of a sort is lost, doubled or 400 ms late."""
@@ -235,6 +266,7 @@ async def test_a_guard_that_vanishes_unheard_is_missed_and_put_back(tmp_path: Pa
         await d.agree()
 
 
+@pytest.mark.slow
 async def test_the_owners_own_stop_protects_and_stays_his(tmp_path: Path) -> None:
     async with bench(tmp_path, patience=QUICK) as (venue, d):
         await venue.fault("algoOrder.place", "internal", count=2)
@@ -327,6 +359,36 @@ async def test_what_happens_while_the_stream_is_away_is_known_after_it(tmp_path:
         await d.agree()
 
 
+async def test_an_answer_that_is_older_than_what_the_stream_told_changes_nothing(tmp_path: Path) -> None:
+    """Positions are read at once, the fills of the same question take a second, and meanwhile the position is closed."""
+    async with bench(tmp_path) as (venue, d):
+        slot = await d.opened()
+        await until(lambda: slot.entry.word == "gone")
+        await venue.fault("GET v1/userTrades", "slow", delay_s=1.0)
+        asking = asyncio.ensure_future(d.trade._ask(Ask("BTCUSDT", "", Role.EXIT, slot.made_ms, min(slot.trades))))
+        await asyncio.sleep(0.2)
+        await venue.move("BTCUSDT", 61_000)
+        await until(d.gone, "the slot is free")
+        await asking
+        assert not d.portfolio.foreign and not d.trade.account.positions and d.trade.equity == d.trade.account.wallet
+        await d.agree()
+
+
+async def test_a_reconciliation_that_read_before_a_close_does_not_undo_it(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        slot = await d.opened()
+        await until(lambda: slot.entry.word == "gone")
+        await venue.fault("GET v1/openAlgoOrders", "slow", delay_s=1.0)
+        passing = asyncio.ensure_future(reconcile(d.trade, d.portfolio, d.gateway, venue.clock))
+        await asyncio.sleep(0.2)
+        await venue.move("BTCUSDT", 61_000)
+        await until(d.gone, "the slot is free")
+        await passing
+        assert not d.portfolio.foreign and not d.trade.account.positions
+        assert d.trade.account.wallet == D((await venue.books())["wallet"])
+        await d.agree()
+
+
 async def test_nothing_opens_between_a_reconnect_and_the_end_of_reconciliation(tmp_path: Path) -> None:
     async with bench(tmp_path) as (venue, d):
         await venue.fault("GET v3/account", "slow", delay_s=0.4, count=2)
@@ -352,6 +414,7 @@ async def test_orders_go_over_rest_while_the_ws_api_is_down_and_a_whole_life_pas
         await d.agree()
 
 
+@pytest.mark.slow
 async def test_protection_is_the_first_write_when_contact_returns(tmp_path: Path) -> None:
     """The wire dies with the entry's fill, or under an open position whose stop then goes; for longer than the naked limit, and nobody flattens
     for that alone."""

@@ -781,10 +781,10 @@ def test_streams_are_spread_over_sockets_and_each_market_socket_shows_time() -> 
     assert all(len(part.names) + len(part.extra) <= 3 for part in streams)
 
 
-def test_warm_up_says_how_far_it_is() -> None:
-    told: list[tuple[int, int, str]] = []
-    warm_up(lambda done, total, name: told.append((done, total, name)))
-    assert told[0][0] == 0 and told[-1][0] == told[-1][1]
+def test_warm_up_says_what_it_compiles() -> None:
+    told: list[str] = []
+    warm_up(told.append)
+    assert told == ["the Feed's slots", "the Feed's clock"]
 
 
 def test_a_process_with_the_feed_loads_neither_the_model_nor_the_store() -> None:

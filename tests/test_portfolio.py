@@ -468,3 +468,14 @@ def test_a_symbol_cannot_be_opened_twice() -> None:
     b.opened()
     with pytest.raises(AssertionError):
         b.p.open(approved("BTCUSDT"), b.ns, b.ms)
+
+
+def test_what_an_entry_may_still_fill_counts_until_it_has_ended() -> None:
+    b = Bench()
+    entry = b.open()
+    whole = b.p.slots["BTCUSDT"].entry.qty
+    assert b.p.slots["BTCUSDT"].at_most == whole
+    b.fill(entry, "0.4")
+    assert b.p.slots["BTCUSDT"].state is State.OPEN and b.p.slots["BTCUSDT"].at_most == whole
+    b.ended(entry, "0.4", OrderStatus.EXPIRED)
+    assert b.p.slots["BTCUSDT"].at_most == D("0.4")

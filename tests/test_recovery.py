@@ -15,7 +15,7 @@ import pytest
 from src.error_handler import Rejected
 from src.journal import Journal
 from src.models import Fill, Role, Side
-from src.recovery import EMERGENCY_DISTANCE, opening_of
+from src.recovery import EMERGENCY_DISTANCE, ORPHAN_S, opening_of, reconcile
 from src.slots import State
 from src.venue.orders import ClientIds
 from tests.test_trade import NAKED_S, QUICK, Daemon, World, bench, daemon, until, world
@@ -82,6 +82,27 @@ async def test_a_fill_without_its_stop_is_protected_first_by_the_next_start(tmp_
         await starting
         await until(second.protected)
         await second.agree()
+        await second.kill()
+
+
+@pytest.mark.slow
+async def test_the_naked_limit_holds_while_the_start_is_still_busy_with_other_things(tmp_path: Path) -> None:
+    """The first stop is refused, and then an old guard of ours is looked at twice before it is cancelled."""
+    async with world() as venue:
+        stop, _, _ = await opened_and_killed(venue, tmp_path)
+        old = ClientIds(venue.clock.market_ms() - 3_600_000).next(Role.STOP)
+        await venue.user("BUY", "1", "SOLUSDT")
+        await venue.client.good("POST", "v1/algoOrder", algoType="CONDITIONAL", symbol="SOLUSDT", side="SELL", type="STOP_MARKET", triggerPrice="100",
+                                closePosition="true", clientAlgoId=old)  # fmt: skip
+        await venue.client.good("DELETE", "v1/algoOrder", clientAlgoId=stop)
+        for door in ("algoOrder.place", "POST v1/algoOrder"):
+            await venue.fault(door, "internal", count=1)
+        second = Daemon(venue, tmp_path, patience=QUICK)
+        starting = asyncio.ensure_future(second.start())
+        await until(venue.standing, "a stop", NAKED_S)
+        assert not starting.done()
+        await starting
+        assert second.protected() and not second.closed
         await second.kill()
 
 
@@ -266,6 +287,23 @@ async def test_guards_of_a_lost_position_that_stand_are_kept(tmp_path: Path) -> 
             assert slot is not None and slot.stop and slot.target and (slot.stop.client_id, slot.target.client_id) == (stop, target)
             assert 59_390 < slot.stop_price < 59_410
             assert len(await venue.standing()) == 1 and venue.watch.naked_s < 0.5
+
+
+@pytest.mark.slow
+async def test_guards_of_a_position_whose_fills_cannot_be_read_are_left_standing_until_they_can(tmp_path: Path) -> None:
+    """The journal is lost, and the venue's list of trades lags or does not reach that far: nobody can say that the guards protect nothing."""
+    async with world() as venue:
+        stop, target, qty = await opened_and_killed(venue, tmp_path / "lost")
+        await venue.fault("GET v1/userTrades", "lag", count=0, delay_s=3600)
+        async with restarted(venue, tmp_path / "new") as d:
+            assert d.portfolio.foreign == {"BTCUSDT": qty}
+            await asyncio.sleep(ORPHAN_S + 0.5)
+            assert [a["client_id"] for a in await venue.standing()] == [stop]
+            assert [a["client_id"] for a in await venue.standing(kind="TAKE_PROFIT_MARKET")] == [target]
+            await venue.client.control("clear_faults")
+            await reconcile(d.trade, d.portfolio, d.gateway, venue.clock)
+            assert d.slot() is not None and d.slot().qty == qty and d.slot().stop.client_id == stop
+            assert venue.watch.naked_s < 0.5
 
 
 async def test_a_lost_short_position_is_protected_above(tmp_path: Path) -> None:

@@ -128,3 +128,16 @@ def test_limits_survive_a_restart() -> None:
     again = Limits(D("0.06"), D("0.20"))
     again.recall(limits.memory())
     assert [n for n, _ in again.update(D(9000), 5 * DAY + 9)] == ["daily_loss"]
+
+
+@pytest.mark.parametrize(
+    ("view", "largest"),
+    [
+        ({"available": D(3000)}, D(3000) / (D(50025) / 3 + 25 + D(50025) * D("0.001"))),
+        ({"notional": D(22000)}, D(8000) / D(50025)),
+    ],
+)
+def test_an_order_takes_what_the_other_slots_have_left_of_its_share(view: dict[str, Any], largest: D) -> None:
+    order = approve(SIGNAL, LIMIT, replace(VIEW, **view))
+    assert isinstance(order, Approved)
+    assert largest - D("0.001") < order.qty <= largest < D("0.199")

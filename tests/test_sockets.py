@@ -336,6 +336,29 @@ async def test_a_stream_counts_as_asked_for_from_when_its_request_is_sent() -> N
         assert shard.since_ns(0) == 0, "nothing is carried any more"
 
 
+async def test_a_server_that_hangs_up_during_the_handshake_is_dialled_again() -> None:
+    """The library calls such a connection made, and never tells its listener of it."""
+    dials, thrice = 0, asyncio.Event()
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal dials
+        dials += 1
+        if dials == 3:
+            thrice.set()
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        sink = Sink()
+        shard = Shard(sink, streams(Route.MARKET, f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/stream"), QUICK)
+        task, waiting = asyncio.create_task(shard.run()), asyncio.create_task(thrice.wait())
+        await asyncio.wait({task, waiting}, timeout=DEADLINE_S, return_when=asyncio.FIRST_COMPLETED)
+        for mine in (task, waiting):
+            mine.cancel()
+        assert thrice.is_set() and not sink.cuts
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
 def test_recorded_frames_read_quickly_are_what_they_say(recorded_data: Path) -> None:
     """Every aggregate trade and best quote of the recordings takes the quick path, and its floats are the nearest to its decimals."""
     seen: Counter[str] = Counter()

@@ -13,11 +13,12 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LAYERS = (
     ("clock", "error_handler", "kernel_cache"),
     ("config", "models"),
-    ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "journal", "interleave", "store",
+    ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "sole", "journal", "interleave", "store",
      "recordings", "data", "archive", "venue"),
     ("market_universe", "conflate", "indicators", "smc", "features", "bars", "setups", "market_state"),
-    ("teacher", "student", "risk", "slots", "portfolio"),
-    ("links", "recorder", "sockets", "silence", "gaps", "feed", "renewal", "gateway", "trade", "recovery", "preparation", "brain", "reconciliation",
+    ("teacher", "student", "risk", "slots", "portfolio", "account_view"),
+    ("links", "recorder", "sockets", "silence", "gaps", "feed", "renewal", "gateway", "trade", "recovery", "preparation", "brain",
+     "reconciliation",
      "system_monitor", "maintenance", "dashboard", "orchestrator", "download"),
     ("brain_process", "processes", "supervisor", "main"),
 )

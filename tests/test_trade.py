@@ -21,7 +21,7 @@ from src.error_handler import Degraded, Retryable
 from src.exchange.options import ExchangeOptions
 from src.gateway import Gateway
 from src.journal import Journal
-from src.models import AccountUpdate, PositionUpdate, Quote, Side, Signal
+from src.models import AccountUpdate, Fill, PositionUpdate, Quote, Side, Signal
 from src.portfolio import Portfolio
 from src.preparation import keep_prepared
 from src.recovery import reconcile, recover
@@ -204,10 +204,10 @@ class Daemon:
             while not self.ws.is_up and self.with_ws:
                 await asyncio.sleep(0.005)
         self.trade.recovering = True
-        await recover(self.trade, self.journal, self.portfolio, self.gateway, self.world.clock)
-        self.trade.prepared.update(self.symbols)
         if ticking:
             self.tasks.append(asyncio.ensure_future(self._ticks()))
+        await recover(self.trade, self.journal, self.portfolio, self.gateway, self.world.clock)
+        self.trade.prepared.update(self.symbols)
         for task in self.tasks:
             task.add_done_callback(self._ended)
         self.running = True
@@ -392,6 +392,24 @@ async def test_stop_and_target_close_and_free_the_slot(tmp_path: Path, side: Sid
         await d.agree()
 
 
+@pytest.mark.parametrize("moved", [1.004, 0.997])
+async def test_three_full_slots_fit_into_the_accounts_free_margin(tmp_path: Path, moved: float) -> None:
+    """Stops so near that each slot's share decides; profit that is not realised cannot be margin, and fees are paid."""
+    async with bench(tmp_path) as (venue, d):
+        d.trade.prepared.clear()
+        keeping = asyncio.ensure_future(keep_prepared(d.trade, d.rest, SYMBOLS, LIMIT.leverage_teacher, asyncio.Event()))
+        await until(lambda: d.trade.prepared == set(SYMBOLS))
+        keeping.cancel()
+        for symbol in ("BTCUSDT", "ETHUSDT"):
+            await d.opened(symbol)
+        for symbol in ("BTCUSDT", "ETHUSDT"):
+            await venue.move(symbol, venue.price[symbol] * moved)
+        await until(lambda: (d.trade.equity > 10_020) if moved > 1 else (d.trade.equity < 9_970))
+        slot = await d.opened("SOLUSDT")
+        assert slot.qty * slot.entry_price > 9_000 and not d.refused
+        await d.agree()
+
+
 async def test_the_time_limit_closes(tmp_path: Path) -> None:
     async with bench(tmp_path) as (venue, d):
         await d.opened(limit_ms=venue.clock.market_ms() + 300)
@@ -519,6 +537,17 @@ async def test_others_count_in_the_accounts_leverage(tmp_path: Path) -> None:
         await until(lambda: "ETHUSDT" in d.portfolio.foreign)
         d.hear("BTCUSDT")
         assert d.gone() and ("leverage" in d.refused[-1][1] or "balance" in d.refused[-1][1])
+
+
+async def test_the_rest_of_an_entry_that_is_filling_counts_in_the_accounts_leverage(tmp_path: Path) -> None:
+    async with bench(tmp_path) as (venue, d):
+        await venue.client.control("mute", route="private", on=True)
+        await venue.fault("order.place", "slow", delay_s=1.0)
+        d.hear()
+        order = d.requests[0]
+        part = Fill("BTCUSDT", 1, d.slot().entry.client_id, 1, Side.BUY, order.price, order.qty / 4, D(0), "USDT", D(0), False, 0)
+        d.portfolio.fill(part, monotonic_ns(), venue.clock.market_ms())
+        assert d.slot().state is State.OPEN and d.trade._notional("") == order.notional
 
 
 async def test_a_position_that_the_owner_closes_by_hand_is_let_go(tmp_path: Path) -> None:
@@ -754,6 +783,19 @@ async def test_a_failed_assertion_in_the_money_path_latches_and_what_is_held_sta
 
 def _impossible() -> None:
     raise AssertionError("cannot be")
+
+
+@pytest.mark.parametrize("bug", [AssertionError("cannot be"), KeyError("nor this")])
+async def test_a_bug_where_an_answer_is_taken_latches_too(tmp_path: Path, bug: Exception) -> None:
+    def take(client_id: str, answer: Any, error: Any) -> None:
+        raise bug
+
+    async with bench(tmp_path) as (_, d):
+        call: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        d.trade._watch(call, "any", take)
+        call.set_result({})
+        await until(lambda: "halt" in d.trade.latches)
+        await until(lambda: not d.trade.reconciliations_wanted, "compared with the venue")
 
 
 async def test_a_hold_that_the_venue_puts_on_us_ends_by_itself(tmp_path: Path) -> None:

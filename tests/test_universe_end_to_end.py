@@ -59,6 +59,7 @@ def test_a_position_is_closed_before_its_contract_ends_and_nothing_opens_in_it_a
             assert [process.count(f"📈 opened {side} {symbol}") for side in ("BUY", "SELL")] == opened
 
 
+@pytest.mark.slow
 def test_symbols_begin_and_end_in_a_running_daemon_without_a_reconnect(tmp_path: Path) -> None:
     with exchange(tmp_path, *OWN) as (_, urls):
         contract(urls, "SOLUSDT", status="PENDING_TRADING")

@@ -381,3 +381,16 @@ async def test_close_ends_every_call_and_every_socket(venue: Venue, api: Api) ->
             await call
         await venue.sockets[0].wait_closed()
     assert not api.ws.is_up
+
+
+async def test_a_server_that_hangs_up_during_the_handshake_is_a_fault_and_dialled_again() -> None:
+    """The library calls such a connection made, and never tells its listener of it."""
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        api = Api(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws-fapi/v1")
+        api.ws.start()
+        await api.until(lambda: len(api.faults) >= 2)
+        assert all(isinstance(fault, Retryable) for fault in api.faults) and not any(api.states)
+        await api.ws.close()

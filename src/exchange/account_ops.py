@@ -24,6 +24,14 @@ def account_v3(call: Call) -> Any:
     return statements.account_v3(call.venue.state, call.account)
 
 
+def ws_account_v2(call: Call) -> Any:
+    return statements.account_v2(call.venue.state, call.account, over_ws=True)
+
+
+def ws_account_v3(call: Call) -> Any:
+    return statements.account_v3(call.venue.state, call.account, over_ws=True)
+
+
 def balance(call: Call) -> Any:
     return statements.balances(call.venue.state, call.account)
 

@@ -1,14 +1,16 @@
-"""The control door: exists only when asked for, and only for tests. Price jumps, delistings, streams that are dropped, muted, flooded or fed
-rubbish, latency, faults, the books."""
+"""The control door: exists only when asked for, and only for tests. Price jumps, transfers, delistings, streams that are dropped, muted,
+flooded or fed rubbish, latency, faults, the books."""
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from src.exchange.errors import ApiError
+from src.exchange.expansion import PRICE_TICKS_MAX
 from src.exchange.faults import Rule
 from src.exchange.mishaps import Mishaps
 from src.exchange.state import Standing
@@ -18,6 +20,7 @@ from src.exchange.venue import Venue
 PREFIX = "/control/"
 COPIES_MAX = 100
 CHAOS_EVERY_S = 20.0
+TRANSFER_MAX = 10**12
 
 
 class Control:
@@ -33,7 +36,7 @@ class Control:
         try:
             body = msgspec.json.decode(await request.read() or b"{}", type=dict[str, Any])
             value = self._act(request.method, action, body)
-        except (msgspec.ValidationError, msgspec.DecodeError, KeyError, ValueError, InvalidOperation) as error:
+        except (msgspec.ValidationError, msgspec.DecodeError, KeyError, ValueError, ArithmeticError) as error:
             return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
         return web.Response(body=msgspec.json.encode(value), content_type="application/json")
 
@@ -62,6 +65,8 @@ class Control:
                 return {"heard": self._streams.say(_market_route(body), [str(text) for text in body["texts"]])}
             case "POST", "symbol":
                 return self._symbol(str(body["symbol"]), body)
+            case "POST", "transfer":
+                return self._transfer(str(body["key"]), Decimal(str(body["amount"])))
             case "POST", "latency":
                 self._venue.latency_ms = max(0, int(body["latency_ms"]))
                 return {"latency_ms": self._venue.latency_ms}
@@ -86,10 +91,21 @@ class Control:
         state = self._venue.state
         index = state.index[symbol]
         ticks = int(price / state.specs[index].tick)
-        if ticks < 2:
-            raise ValueError("the price is too low")
+        if not 2 <= ticks <= PRICE_TICKS_MAX:
+            raise ValueError(f"the price must be 2 to {PRICE_TICKS_MAX:,} ticks")
         self._venue.at_once(lambda: self._venue.core.jump(index, ticks - int(state.quotes.last[index])))
         return {"symbol": symbol, "price": format(state.quotes.last_price(index), "f")}
+
+    def _transfer(self, key: str, amount: Decimal) -> dict[str, Any]:
+        """Money comes to an account, or leaves it (negative), at most what can be withdrawn."""
+        if not abs(amount) <= TRANSFER_MAX:
+            raise ValueError(f"the amount must be {-TRANSFER_MAX:,} to {TRANSFER_MAX:,}")
+        index = [a.key for a in self._venue.options.accounts].index(key)
+        try:
+            self._venue.at_once(lambda: self._venue.core.transfer(index, amount))
+        except ApiError as refusal:
+            raise ValueError(refusal.msg) from None
+        return {"wallet": format(self._venue.state.accounts[index].wallet.balance, "f")}
 
     def _symbol(self, symbol: str, body: dict[str, Any]) -> dict[str, Any]:
         """A contract's status or delivery date changes, and whoever listens to ``!contractInfo`` is told. Not kept over a restart."""

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from src.exchange import events
 from src.exchange.algo import AlgoService
 from src.exchange.errors import ApiError
 from src.exchange.execution import Execution
@@ -79,10 +81,21 @@ class Core:
 
     def open_account(self, index: int) -> None:
         """The first deposit of one account."""
-        account, given = self.state.accounts[index], self.options.accounts[index]
-        account.wallet.book("deposits", q8(given.balance))
-        if given.balance:
-            self.state.keep_income(index, "TRANSFER", q8(given.balance), info="DEPOSIT")
+        self._transfer(index, q8(self.options.accounts[index].balance))
+
+    def transfer(self, index: int, amount: Decimal) -> None:
+        """Money comes from another wallet of the user's, or goes there (negative): at most what can be withdrawn. ApiError: more than that."""
+        account, amount = self.state.accounts[index], q8(amount)
+        if amount < 0 and -amount > self.state.summary(account).max_withdraw:
+            raise ApiError(-2018)
+        self._transfer(index, amount)
+        self.state.say(index, events.account_update(self.state, account, "DEPOSIT" if amount > 0 else "WITHDRAW", [], change=amount))
+
+    def _transfer(self, index: int, amount: Decimal) -> None:
+        account = self.state.accounts[index]
+        account.wallet.book("deposits", amount)
+        if amount:
+            self.state.keep_income(index, "TRANSFER", amount, info="DEPOSIT" if amount > 0 else "WITHDRAW")
         self.state.touch(account)
 
     def look_back(self) -> None:
@@ -172,7 +185,9 @@ class Core:
         taken = len(trades)
         interest = [i for i, (r, w) in enumerate(zip(state.resting, state.waiting, strict=True)) if r or w]
         if interest:
-            watched = np.flatnonzero(np.isin(trades["symbol"], interest))
+            is_watched = np.zeros(len(state.specs), bool)
+            is_watched[interest] = True
+            watched = np.flatnonzero(is_watched[trades["symbol"]])
             for place, row in zip(watched.tolist(), trades[watched][PRINT_FIELDS].tolist(), strict=True):
                 trade = Print(*row)
                 if self.next_due_ms <= trade.time_ms:

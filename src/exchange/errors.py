@@ -40,6 +40,7 @@ TEXTS: dict[int, str] = {
     -2013: "Order does not exist.",
     -2014: "API-key format invalid.",
     -2015: "Invalid API-key, IP, or permissions for action.",
+    -2018: "Balance is insufficient.",
     -2019: "Margin is insufficient.",
     -2020: "Unable to fill.",
     -2021: "Order would immediately trigger.",

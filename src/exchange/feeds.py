@@ -1,6 +1,6 @@
 """Market streams: batches of trades become frames for whoever has subscribed.
 
-The two busy streams (aggTrade, bookTicker) are written straight from the batch's columns, one formatted payload an event. What is paced
+The busy streams (aggTrade, trade, bookTicker) are written straight from the batch's columns, one formatted payload an event. What is paced
 (candles, marks, tickers, books) follows the market's seconds, but is never built more often than ``WALL_PACE_NS`` of wall time allows.
 """
 
@@ -27,6 +27,7 @@ from src.exchange.venue import Venue
 WALL_PACE_NS = 100_000_000
 _SYMBOL_STREAM = re.compile(r"([^@!]+)@([A-Za-z]+?)(5|10|20)?(?:_(\w+))?(?:@(\w+))?")
 _AGG = ["time_ms", "price", "qty", "buyer_is_maker", "agg_id", "first_id", "last_id"]
+_SINGLE = ["time_ms", "price", "qty", "buyer_is_maker", "last_id"]
 _BOOK = ["time_ms", "bid", "bid_qty", "ask", "ask_qty", "agg_id"]
 
 
@@ -40,6 +41,7 @@ class Feeds:
         self._lower = {s.symbol.lower(): i for i, s in enumerate(self._state.specs)}
         self._seen = -1
         self._agg: dict[int, Channel] = {}
+        self._single: dict[int, Channel] = {}
         self._book: dict[int, Channel] = {}
         self._paced: list[_Paced] = []
         self._klines: list[_Kline] = []
@@ -104,7 +106,7 @@ class Feeds:
         self._seen = self._streams.changed
         before = {k.channel.name: k for k in self._klines}
         known = {p.channel.name: p for p in self._paced}
-        self._agg, self._book, self._paced, self._klines = {}, {}, [], []
+        self._agg, self._single, self._book, self._paced, self._klines = {}, {}, {}, [], []
         for name, channel in self._streams.channels.items():
             if name in before and before[name].channel is channel:
                 self._klines.append(before[name])
@@ -117,10 +119,10 @@ class Feeds:
         every = {
             "!markPrice@arr": (3000, self._all_marks), "!markPrice@arr@1s": (1000, self._all_marks),
             "!miniTicker@arr": (1000, self._all_tickers),
-            "!ticker@arr": (1000, self._all_tickers),
+            "!ticker@arr": (1000, self._all_tickers), "!bookTicker": (5000, self._all_tops),
         }.get(name)  # fmt: skip
         if every is not None and not self._is_recorded(name):
-            self._paced.append(_Paced(channel, MARKET, every[0], every[1]))
+            self._paced.append(_Paced(channel, route_of(name), every[0], every[1]))
             return
         match = _SYMBOL_STREAM.fullmatch(name)
         if match is None or self._is_recorded(name):
@@ -134,6 +136,8 @@ class Feeds:
             return
         if kind == "aggTrade" and not suffix and not interval:
             self._agg[symbol] = channel
+        elif kind == "trade" and not suffix and not interval:
+            self._single[symbol] = channel
         elif kind == "bookTicker" and not suffix and not interval:
             self._book[symbol] = channel
         elif kind == "markPrice" and suffix in (None, "1s"):
@@ -142,6 +146,8 @@ class Feeds:
             self._paced.append(_Paced(channel, MARKET, 2000, self._one_ticker, symbol))
         elif kind == "kline" and interval in INTERVALS:
             self._klines.append(_Kline(channel, symbol, interval, self._state.now_ms, continuous=False))
+        elif kind == "rpiDepth" and suffix == "500ms":
+            self._paced.append(_Paced(channel, PUBLIC, 500, self._diff_depth, symbol))
         elif kind == "depth" and suffix != "0ms":
             period = int(suffix.removesuffix("ms")) if suffix else 250
             build = self._partial_depth if levels else self._diff_depth
@@ -156,7 +162,7 @@ class Feeds:
         if pair in self._lower and (interval in INTERVALS or interval == "1s"):
             self._klines.append(_Kline(channel, self._lower[pair], interval, self._state.now_ms, continuous=True))
 
-    # ------------------------------------------------------------------ the busy two
+    # ------------------------------------------------------------------ the busy three
 
     def _trades(self, trades: NDArray[np.void]) -> None:
         muted = self._streams.muted
@@ -164,13 +170,15 @@ class Feeds:
         present = np.unique(order).tolist()
         self._touched.update(present)
         agg = self._agg if MARKET not in muted else {}
-        book = self._book if PUBLIC not in muted else {}
+        single, book = (self._single, self._book) if PUBLIC not in muted else ({}, {})
         for symbol in present:
-            if symbol not in agg and symbol not in book:
+            if symbol not in agg and symbol not in book and symbol not in single:
                 continue
             rows = trades[order == symbol]
             if symbol in agg:
                 self._agg_trades(symbol, agg[symbol], rows)
+            if symbol in single:
+                self._single_trades(symbol, single[symbol], rows)
             if symbol in book:
                 self._book_tickers(symbol, book[symbol], rows)
 
@@ -183,6 +191,17 @@ class Feeds:
             publish(
                 f'{{"e":"aggTrade","E":{t},"s":"{name}","a":{agg_id},"p":"{price(p)}","q":"{size}","nq":"{size}","f":{first},"l":{last},'
                 f'"T":{t},"m":{"true" if maker else "false"},"st":1}}'.encode()
+            )
+
+    def _single_trades(self, symbol: int, channel: Channel, rows: NDArray[np.void]) -> None:
+        """One frame an aggregate trade, with its last trade's id, as REST tells them: nothing finer is known."""
+        price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]
+        name, publish = self._state.specs[symbol].symbol, channel.publish
+        rows = rows[rows["qty"] > 0]
+        for t, p, q, maker, last in zip(*(rows[c].tolist() for c in _SINGLE), strict=True):
+            publish(
+                f'{{"e":"trade","E":{t},"T":{t},"s":"{name}","t":{last},"p":"{price(p)}","q":"{qty(q)}","X":"MARKET",'
+                f'"m":{"true" if maker else "false"},"st":1}}'.encode()
             )
 
     def _book_tickers(self, symbol: int, channel: Channel, rows: NDArray[np.void]) -> None:
@@ -250,6 +269,19 @@ class Feeds:
             paced.channel.publish(msgspec.json.encode(rows))
 
     # ------------------------------------------------------------------ books
+
+    def _all_tops(self, paced: _Paced, now: int) -> None:
+        """One frame for each book whose top is another than it was the last time."""
+        quotes, words = self._state.quotes, self._venue.words
+        for symbol, spec in enumerate(self._state.specs):
+            top = (int(quotes.bid[symbol]), int(quotes.bid_qty[symbol]), int(quotes.ask[symbol]), int(quotes.ask_qty[symbol]))
+            if not quotes.seen(symbol) or paced.tops.get(symbol) == top:
+                continue
+            paced.tops[symbol] = top
+            price, qty = words.price[symbol], words.qty[symbol]
+            body = {"e": "bookTicker", "u": quotes.update(symbol), "s": spec.symbol, "ps": spec.symbol, "b": price(top[0]), "B": qty(top[1]),
+                    "a": price(top[2]), "A": qty(top[3]), "T": int(quotes.time_ms[symbol]), "E": now, "st": 1}  # fmt: skip
+            paced.channel.publish(msgspec.json.encode(body))
 
     def _sides(self, symbol: int, count: int) -> tuple[dict[str, str], dict[str, str]]:
         quotes, price, qty = self._state.quotes, self._venue.words.price[symbol], self._venue.words.qty[symbol]
@@ -324,7 +356,7 @@ class Feeds:
 class _Paced:
     """A stream that is built every so often."""
 
-    __slots__ = ("_next_ms", "_next_ns", "book", "build", "channel", "levels", "period_ms", "route", "symbol", "update")
+    __slots__ = ("_next_ms", "_next_ns", "book", "build", "channel", "levels", "period_ms", "route", "symbol", "tops", "update")
 
     def __init__(
         self, channel: Channel, route: str, period_ms: int, build: Callable[[_Paced, int], None], symbol: int = -1, levels: int = 20
@@ -337,6 +369,7 @@ class _Paced:
         self.levels = levels
         self.update = 0
         self.book: tuple[dict[str, str], dict[str, str]] = ({}, {})
+        self.tops: dict[int, tuple[int, ...]] = {}
         self._next_ms = 0
         self._next_ns = 0
 

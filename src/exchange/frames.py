@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from src.clock import iso, parse_utc
 from src.error_handler import Fatal, lifecycle
 from src.exchange.expansion import KLINE_DTYPE, TRADE_DTYPE, Klines, Trades, candles_of, fill_flat
-from src.exchange.ladders import Book, Change, Ladders, Level
+from src.exchange.ladders import Book, Ladders, Told, read_diff, read_whole
 from src.exchange.marks import Marks
 from src.exchange.path import AGG_LIMIT_MAX, check_resume
 from src.exchange.quotes import QUOTE
@@ -31,7 +31,8 @@ from src.exchange.symbols import SymbolSpec
 LEAD_MS = 10_000
 """Market time before the first frame, for who wants to hear all of them."""
 RUBBISH = (msgspec.DecodeError, ValueError, OverflowError)
-Pairs = list[tuple[str, str]]
+SAMPLE = 500
+"""So many frames of depth tell which digits a symbol's levels have."""
 
 
 class _Trade(msgspec.Struct):
@@ -59,96 +60,89 @@ class _Mark(msgspec.Struct):
     T: int = 0
 
 
-class _Depth(msgspec.Struct):
-    U: int
-    u: int
-    pu: int
-    b: Pairs
-    a: Pairs
-
-
-class _Snapshot(msgspec.Struct):
-    lastUpdateId: int
-    bids: Pairs
-    asks: Pairs
-
-
 class _Stamp(msgspec.Struct):
     E: int = 0
 
 
 _trade, _quote = msgspec.json.Decoder(_Trade).decode, msgspec.json.Decoder(_Quote).decode
-_depth = msgspec.json.Decoder(_Depth).decode
-_marks = msgspec.json.Decoder(_Mark | list[_Mark]).decode
-_snapshot, _stamp = msgspec.json.Decoder(_Snapshot).decode, msgspec.json.Decoder(_Stamp).decode
+_marks, _stamp = msgspec.json.Decoder(_Mark | list[_Mark]).decode, msgspec.json.Decoder(_Stamp).decode
+_Trades = list[tuple[int, float, float, bool, int, int, int]]
 _TRADES = [("at", "i8"), ("price", "f8"), ("qty", "f8"), ("maker", "u1"), ("id", "i8"), ("first", "i8"), ("last", "i8")]
 _QUOTES = [("at", "i8"), ("bid", "f8"), ("bid_qty", "f8"), ("ask", "f8"), ("ask_qty", "f8")]
 
 
 class _Said:
-    """What the frames of one symbol say, by the frame's number. ``odd``: frames that say nothing sensible."""
+    """What the frames of one symbol say, by the frame's number. ``depth``: number and last id; ``odd``: frames that say nothing sensible."""
 
     def __init__(self) -> None:
-        self.aggregates: list[tuple[int, float, float, bool, int, int, int]] = []
-        self.singles: list[tuple[int, float, float, bool, int, int, int]] = []
+        self.aggregates: _Trades = []
+        self.singles: _Trades = []
         self.quotes: list[tuple[int, float, float, float, float]] = []
-        self.depth: list[tuple[int, _Depth]] = []
+        self.depth: list[tuple[int, int]] = []
+        self.levels: list[tuple[float, float]] = []
         self.odd = 0
 
     def hear(self, number: int, kind: str, payload: bytes) -> None:
         try:
             if kind == "bookTicker":
-                quote = _quote(payload)
-                bid, ask = float(quote.b), float(quote.a)
-                if 0 < bid < ask:
-                    self.quotes.append((number, bid, float(quote.B), ask, float(quote.A)))
+                self._quote(number, _quote(payload))
             elif kind == "aggTrade":
                 self._trade(self.aggregates, number, _trade(payload))
             elif kind == "trade":
                 self._trade(self.singles, number, _trade(payload))
             elif kind == "depth" or kind.startswith("depth@"):
-                self.depth.append((number, _depth(payload)))
+                self._depth(number, payload)
         except RUBBISH:
             self.odd += 1
 
+    def _quote(self, number: int, quote: _Quote) -> None:
+        bid, ask = float(quote.b), float(quote.a)
+        if 0 < bid < ask:
+            self.quotes.append((number, bid, float(quote.B), ask, float(quote.A)))
+
     @staticmethod
-    def _trade(into: list[tuple[int, float, float, bool, int, int, int]], number: int, trade: _Trade) -> None:
+    def _trade(into: _Trades, number: int, trade: _Trade) -> None:
         price, qty, single = float(trade.p), float(trade.q), trade.t
         if price > 0 and qty > 0 and trade.X in ("MARKET", "NA", ""):
             into.append((number, price, qty, trade.m, trade.a or single, trade.f or single, trade.l or single))
 
+    def _depth(self, number: int, payload: bytes) -> None:
+        diff = read_diff(payload)
+        if len(self.depth) < SAMPLE:
+            self.levels += [(float(p), float(q)) for p, q in (*diff.b, *diff.a)]
+        self.depth.append((number, diff.u))
+
     @property
-    def trades(self) -> list[tuple[int, float, float, bool, int, int, int]]:
+    def trades(self) -> _Trades:
         return self.aggregates or self.singles
+
+    def tells_a_price(self) -> bool:
+        return bool(self.trades or self.quotes or self.levels)
 
 
 class FramesMarket:
     """``frames`` gives what is due, ``ladders`` the books behind the best quotes."""
 
     def __init__(self, recording: Recording, names: tuple[str, ...], start: str) -> None:
-        said = {name: _Said() for name in names}
-        marks: list[tuple[int, str, str, str, int]] = []
-        for number, frame in enumerate(recording.frames):
-            subject, _, kind = frame.stream.partition("@")
-            if kind.startswith(("markPrice", "arr")):
-                marks += _told(number, frame)
-            elif subject.upper() in said:
-                said[subject.upper()].hear(number, kind, frame.payload)
+        said, marks = _hear(recording)
+        names = names or tuple(sorted(name for name, one in said.items() if one.tells_a_price()))
+        for name in names or ("any symbol",):
+            if name not in said or not said[name].tells_a_price():
+                raise Fatal(f"SIM_DATA: the frames tell no price of {name}; wanted are aggTrade, trade, bookTicker or depth", setting="SYMBOLS")
         self.symbols = tuple(_spec(name, said[name]) for name in names)
-        self._frames = recording.frames
-        self._at_ms = _times(recording.frames)
+        self._frames, self._at_ms = recording.frames, _times(recording.frames)
         self.streams = frozenset(frame.stream for frame in recording.frames)
-        changes = [_changes(spec, said[spec.symbol], recording.snapshots, self._at_ms) for spec in self.symbols]
-        self.ladders = Ladders(changes)
-        each = [_rows(i, spec, said[spec.symbol], self._best(changes[i], said[spec.symbol])) for i, spec in enumerate(self.symbols)]
-        rows = np.concatenate(each)
+        told = [_told(said[name], name, recording, self._at_ms) for name in names]
+        self.ladders = Ladders([_book(spec) for spec in self.symbols], told)
+        best = [_best(_book(spec), said[spec.symbol], told[i]) for i, spec in enumerate(self.symbols)]
+        rows = np.concatenate([_rows(i, spec, said[spec.symbol], best[i]) for i, spec in enumerate(self.symbols)])
         rows = rows[np.argsort(rows["time_ms"], kind="stable")]
         rows["time_ms"] = self._at_ms[rows["time_ms"]]
         self._rows, self._times = rows, np.ascontiguousarray(rows["time_ms"])
         self._trades = [rows[(rows["symbol"] == i) & (rows["qty"] > 0)] for i in range(len(names))]
         self._units = [float(s.tick) * float(s.step) for s in self.symbols]
-        self._place = {s.symbol: i for i, s in enumerate(self.symbols)}
-        self._told = [(int(self._at_ms[n]), name, price, rate, due) for n, name, price, rate, due in marks if name in self._place]
+        self._place = {name: i for i, name in enumerate(names)}
+        self._told = [(int(self._at_ms[n]), *mark) for n, *mark in marks if mark[0] in self._place]
         self._told_upto = 0
         self._marks = Marks(len(names)) if self._told else None
         self.start_ms = int(self._at_ms[0])
@@ -173,21 +167,6 @@ class FramesMarket:
             span = f"{iso(self.start_ms)[:19]} and {iso(self.end_ms or 0)[:19]}"
             raise Fatal(f"SIM_START={start!r} must be a time in UTC between {span}, where the frames lie", setting="SIM_START", value=start)
         return start_ms
-
-    @staticmethod
-    def _best(changes: list[Change], said: _Said) -> list[tuple[int, int, int, int, int]]:
-        """Best quotes out of the recorded depth, by frame number, where no quotes were recorded."""
-        if said.quotes:
-            return []
-        book, found = Book(), []
-        numbers = iter(number for number, _ in said.depth)
-        for change in changes:
-            book.take(change)
-            number = next(numbers, None) if change.before >= 0 else None
-            best = book.best()
-            if number is not None and best is not None:
-                found.append((number, *best))
-        return found
 
     # ------------------------------------------------------------------ the market
 
@@ -248,22 +227,29 @@ class FramesMarket:
 
 def open_frames(*, path: str | None, symbols: tuple[str, ...], resume: dict[str, Any] | None, start: str = "") -> FramesMarket:
     """The frames at ``path``, of all their symbols or of those named. Fatal where they cannot be played."""
-    recording = load_frames(path or "", symbols)
-    heard = {frame.stream.partition("@")[0].upper() for frame in recording.frames if not frame.stream.startswith("!")}
-    missing = [name for name in symbols if name not in heard]
-    if missing:
-        raise Fatal(f"SIM_DATA={path} holds no frames of {', '.join(missing)}", setting="SYMBOLS", value=missing[0])
-    market = FramesMarket(recording, symbols or tuple(sorted(heard)), start)
+    market = FramesMarket(load_frames(path or "", symbols), symbols, start)
     if resume is not None:
         check_resume(resume, market.resume_state())
     return market
 
 
-def _told(number: int, frame: Frame) -> list[tuple[int, str, str, str, int]]:
+def _hear(recording: Recording) -> tuple[dict[str, _Said], list[Any]]:
+    """What is said of each symbol; and mark prices: frame number, symbol, price, funding rate, when that is settled."""
+    said: dict[str, _Said] = {}
+    marks: list[Any] = []
+    for number, (_, stream, payload) in enumerate(recording.frames):
+        subject, _, kind = stream.partition("@")
+        if kind.startswith("markPrice") or subject == "!markPrice":
+            marks += _marks_of(number, payload)
+        elif not subject.startswith("!"):
+            said.setdefault(subject.upper(), _Said()).hear(number, kind, payload)
+    return said, marks
+
+
+def _marks_of(number: int, payload: bytes) -> list[tuple[int, str, str, str, int]]:
     try:
-        told = _marks(frame.payload)
-        rows = told if isinstance(told, list) else [told]
-        return [(number, m.s, m.p, m.r, m.T) for m in rows if float(m.p) > 0]
+        told = _marks(payload)
+        return [(number, m.s, m.p, m.r, m.T) for m in (told if isinstance(told, list) else [told]) if float(m.p) > 0]
     except RUBBISH:
         return []
 
@@ -279,38 +265,46 @@ def _times(frames: list[Frame]) -> NDArray[np.int64]:
 
 def _spec(name: str, said: _Said) -> SymbolSpec:
     trades, quotes = np.array(said.trades, _TRADES), np.array(said.quotes, _QUOTES)
-    book = np.array([float(p) for _, d in said.depth[:500] for p, _ in (*d.b, *d.a)], np.float64)
-    sizes = np.array([float(q) for _, d in said.depth[:500] for _, q in (*d.b, *d.a)], np.float64)
-    prices = tuple(p for p in (quotes["bid"], quotes["ask"], book, trades["price"]) if len(p))
-    if not prices:
-        raise Fatal(f"SIM_DATA: the frames tell no price of {name}; wanted are aggTrade, trade, bookTicker or depth", setting="SIM_DATA")
-    return choose_spec(name, prices, np.concatenate((trades["qty"], quotes["bid_qty"], quotes["ask_qty"], sizes)))
+    levels = np.array(said.levels, np.float64).reshape(-1, 2)
+    prices = tuple(p for p in (quotes["bid"], quotes["ask"], levels[:, 0], trades["price"]) if len(p))
+    return choose_spec(name, prices, np.concatenate((trades["qty"], quotes["bid_qty"], quotes["ask_qty"], levels[:, 1])))
 
 
-def _levels(spec: SymbolSpec, pairs: Pairs) -> list[Level]:
-    per_tick, per_step = 1.0 / float(spec.tick), 1.0 / float(spec.step)
-    return [(round(float(p) * per_tick), round(float(q) * per_step)) for p, q in pairs]
+def _book(spec: SymbolSpec) -> Book:
+    return Book(float(spec.tick), float(spec.step))
 
 
-def _snapshot_of(taken: Snapshot) -> _Snapshot | None:
-    """None where the recorded answer was no snapshot."""
+def _told(said: _Said, name: str, recording: Recording, at_ms: NDArray[np.int64]) -> list[Told]:
+    """The symbol's depth in order; a snapshot stands before the first change that may follow it, and is of no use without one."""
+    found = [Told(int(at_ms[number]), False, recording.frames[number].payload) for number, _ in said.depth]
+    last_ids = [last for _, last in said.depth]
+    for taken in reversed([s for s in recording.snapshots if s.symbol == name]):
+        update = _update_of(taken)
+        place = next((i for i, last in enumerate(last_ids) if last >= update), None)
+        if place is not None:
+            found.insert(place, Told(found[place].at_ms, True, taken.body))
+            last_ids.insert(place, -1)
+    return found
+
+
+def _update_of(taken: Snapshot) -> int:
+    """The snapshot's id; past all ids where the recorded answer was none."""
     try:
-        return _snapshot(taken.body)
+        return read_whole(taken.body).lastUpdateId
     except msgspec.DecodeError:
-        return None
+        return 1 << 63
 
 
-def _changes(spec: SymbolSpec, said: _Said, snapshots: list[Snapshot], at_ms: NDArray[np.int64]) -> list[Change]:
-    """The symbol's depth in order; a snapshot stands before the first diff that it may be followed by."""
-    found = [Change(int(at_ms[n]), d.U, d.u, d.pu, _levels(spec, d.b), _levels(spec, d.a)) for n, d in said.depth]
-    for taken in reversed([s for s in snapshots if s.symbol == spec.symbol]):
-        snapshot = _snapshot_of(taken)
-        if snapshot is None:
-            continue
-        place = next((i for i, c in enumerate(found) if c.before >= 0 and c.last >= snapshot.lastUpdateId), len(found))
-        when = found[place].at_ms if place < len(found) else int(at_ms[-1])
-        change = Change(when, 0, snapshot.lastUpdateId, -1, _levels(spec, snapshot.bids), _levels(spec, snapshot.asks))
-        found.insert(place, change)
+def _best(book: Book, said: _Said, told: list[Told]) -> list[tuple[int, int, int, int, int]]:
+    """Best quotes out of the recorded depth, by frame number, where no quotes were recorded."""
+    found: list[tuple[int, int, int, int, int]] = []
+    numbers = (number for number, _ in said.depth)
+    for one in () if said.quotes else told:
+        book.take(one)
+        best = None if one.whole else book.best()
+        number = -1 if one.whole else next(numbers)
+        if best is not None and all(best):
+            found.append((number, *best))
     return found
 
 
@@ -346,6 +340,7 @@ def _filled(rows: Trades) -> Trades:
     for name in ("bid", "ask", "bid_qty", "ask_qty"):
         made = {"bid": rows["price"] - 1, "ask": rows["price"] + 1}.get(name, np.maximum(rows["qty"], 1))
         rows[name] = np.where(quoted >= 0, rows[name][quoted], made)
+    rows["ask"] = np.maximum(rows["ask"], rows["bid"] + 1)
     for name in ("price", "agg_id"):
         rows[name] = np.where(traded >= 0, rows[name][traded], 0)
     return rows

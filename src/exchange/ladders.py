@@ -1,56 +1,87 @@
 """Books as they really were: recorded depth snapshots and changes, brought to the moment that is asked for.
 
 A book counts from its snapshot on, as long as each change follows the one before (``pu``); after a break it is unknown until the next
-snapshot. Prices are ticks, sizes steps.
+snapshot. Prices are ticks, sizes steps. What was recorded is read when its time comes.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
 
 Level = tuple[int, int]
 Ladder = tuple[Level, ...]
+Pairs = list[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a snapshot or a diff says. ``before``: the last id it follows, -1 for a snapshot. Size 0 removes a level."""
+class Diff(msgspec.Struct):
+    """A change as the venue's stream tells it."""
+
+    U: int
+    u: int
+    pu: int
+    b: Pairs
+    a: Pairs
+
+
+class Whole(msgspec.Struct):
+    """A snapshot as REST answers it."""
+
+    lastUpdateId: int
+    bids: Pairs
+    asks: Pairs
+
+
+read_diff = msgspec.json.Decoder(Diff).decode
+read_whole = msgspec.json.Decoder(Whole).decode
+
+
+class Told(NamedTuple):
+    """One recorded change or snapshot, not yet read; it is known to be one."""
 
     at_ms: int
-    first: int
-    last: int
-    before: int
-    bids: Sequence[Level]
-    asks: Sequence[Level]
+    whole: bool
+    body: bytes
 
 
-@dataclass(slots=True)
 class Book:
-    """One symbol's book while it is built. ``update`` 0: it is not known."""
+    """One symbol's book while it is built. ``update``: the id of its last change; 0: it is not known."""
 
-    update: int = 0
-    synced: bool = False
-    bids: dict[int, int] = field(default_factory=dict)
-    asks: dict[int, int] = field(default_factory=dict)
+    def __init__(self, tick: float, step: float) -> None:
+        self._per_tick, self._per_step = 1.0 / tick, 1.0 / step
+        self._synced = False
+        self.update = 0
+        self.bids: dict[int, int] = {}
+        self.asks: dict[int, int] = {}
 
-    def take(self, change: Change) -> None:
-        if change.before < 0:
-            self.bids, self.asks = dict(change.bids), dict(change.asks)
-            self.update, self.synced = change.last, False
-        elif self.update and change.last >= self.update:
-            follows = change.before == self.update if self.synced else change.first <= self.update
-            if not follows:
-                self.update = 0
-                return
-            for side, levels in ((self.bids, change.bids), (self.asks, change.asks)):
-                for ticks, steps in levels:
-                    if steps:
-                        side[ticks] = steps
-                    else:
-                        side.pop(ticks, None)
-            self.update, self.synced = change.last, True
+    def take(self, told: Told) -> None:
+        if told.whole:
+            whole = read_whole(told.body)
+            self.update, self._synced = whole.lastUpdateId, False
+            self.bids, self.asks = dict(self._levels(whole.bids)), dict(self._levels(whole.asks))
+        elif self.update:
+            self._follow(read_diff(told.body))
+
+    def _follow(self, diff: Diff) -> None:
+        if diff.u < self.update:
+            return
+        follows = diff.pu == self.update if self._synced else self.update >= diff.U
+        if not follows:
+            self.update = 0
+            return
+        for side, pairs in ((self.bids, diff.b), (self.asks, diff.a)):
+            for ticks, steps in self._levels(pairs):
+                if steps:
+                    side[ticks] = steps
+                else:
+                    side.pop(ticks, None)
+        self.update, self._synced = diff.u, True
+
+    def _levels(self, pairs: Pairs) -> list[Level]:
+        return [(round(float(p) * self._per_tick), round(float(q) * self._per_step)) for p, q in pairs]
 
     def best(self) -> tuple[int, int, int, int] | None:
         """Best bid and ask with their sizes, where both are known and do not cross."""
@@ -63,22 +94,34 @@ class Book:
 class Ladders:
     """The books of all symbols at the present, which ``now_ms`` tells and which never goes back."""
 
-    def __init__(self, changes: list[list[Change]]) -> None:
-        self._changes = changes
-        self._times = [[c.at_ms for c in mine] for mine in changes]
-        self._books = [Book() for _ in changes]
-        self._taken = [0] * len(changes)
-        self._sorted: list[tuple[Ladder, Ladder] | None] = [None] * len(changes)
+    def __init__(self, books: Sequence[Book], told: Sequence[list[Told]]) -> None:
+        self._books, self._told = books, told
+        self._times = [[t.at_ms for t in mine] for mine in told]
+        self._taken = [0] * len(told)
+        self._sorted: list[tuple[Ladder, Ladder] | None] = [None] * len(told)
         self.now_ms: Callable[[], int] = lambda: 0
+
+    def keep_up(self) -> None:
+        """Read what has come since; asked for once in a while, nothing waits for long."""
+        for symbol in range(len(self._told)):
+            self._present(symbol)
+
+    def _present(self, symbol: int) -> Book:
+        book, taken = self._books[symbol], self._taken[symbol]
+        upto = bisect_right(self._times[symbol], self.now_ms())
+        for told in self._told[symbol][taken:upto]:
+            book.take(told)
+        if upto > taken:
+            self._taken[symbol], self._sorted[symbol] = upto, None
+        return book
+
+    def update(self, symbol: int) -> int:
+        """The id of the last change; 0 where the book is not known."""
+        return self._present(symbol).update
 
     def of(self, symbol: int) -> tuple[Ladder, Ladder] | None:
         """Bids and asks from the best outwards; None where the book is not known."""
-        upto, taken = bisect_right(self._times[symbol], self.now_ms()), self._taken[symbol]
-        book = self._books[symbol]
-        if upto > taken:
-            for change in self._changes[symbol][taken:upto]:
-                book.take(change)
-            self._taken[symbol], self._sorted[symbol] = upto, None
+        book = self._present(symbol)
         if not book.update:
             return None
         if self._sorted[symbol] is None:

@@ -198,18 +198,30 @@ def _klines(call: Call, symbol: int, intervals: tuple[str, ...]) -> list[list[An
     start, end = params.integer("startTime"), params.integer("endTime")
     if start is not None and end is not None and start > end:
         raise ApiError(-1023)
-    length = length_of(interval)
     until = min(end if end is not None else now, now)
-    if start is None:
-        start = open_of(interval, max(0, until - (limit - 1) * length))
-    elif interval not in ("1M", "1w"):
-        until = min(until, -(-start // length) * length + (limit - 1) * length)
-    if start > now:
-        return []
     market = call.venue.core.market
-    rows = candles(market, symbol, interval, from_ms=max(start, market.start_ms - 40 * DAY_MS), to_ms=until, now_ms=now)
-    rows = rows[:limit] if params.get("startTime") is not None else rows[-limit:]
+    if start is None:
+        from_ms = open_of(interval, max(0, until - (limit - 1) * length_of(interval)))
+        rows = candles(market, symbol, interval, from_ms=max(from_ms, market.start_ms - 40 * DAY_MS), to_ms=until, now_ms=now)[-limit:]
+    else:
+        rows = _candles_from(call, symbol, interval, from_ms=start, to_ms=until)[:limit]
     return rest_rows(call.venue.words, symbol, interval, rows)
+
+
+def _candles_from(call: Call, symbol: int, interval: str, *, from_ms: int, to_ms: int) -> NDArray[np.void]:
+    """As many as are asked for, and maybe more, from a time on, or from the first one that there is."""
+    market, now, length = call.venue.core.market, call.venue.state.now_ms, length_of(interval)
+    limit = limit_of(call.params, 500, 1500)
+
+    def rows_from(start: int) -> NDArray[np.void]:
+        until = to_ms if interval in ("1M", "1w") else min(to_ms, -(-start // length) * length + (limit - 1) * length)
+        return candles(market, symbol, interval, from_ms=max(start, market.start_ms - 40 * DAY_MS), to_ms=until, now_ms=now)
+
+    rows = rows_from(from_ms)
+    if len(rows) and int(rows["open_ms"][0]) <= from_ms + length:
+        return rows
+    first = market.agg_trades(symbol, from_ms=market.start_ms, to_ms=now, limit=1)
+    return rows_from(open_of(interval, int(first["time_ms"][0]))) if len(first) and first["time_ms"][0] > from_ms else rows
 
 
 def klines(call: Call) -> list[list[Any]]:

@@ -92,6 +92,8 @@ class Quotes:
         """A market second has passed: marks move towards the last prices, where nobody tells them."""
         self.mark_e8 += (self.last * self._tick_e8 - self.mark_e8) // 8
         self._hear()
+        if self.ladders is not None:
+            self.ladders.keep_up()
 
     def _hear(self) -> None:
         if self.told is not None:
@@ -113,8 +115,9 @@ class Quotes:
         return bool(self.bid[symbol] and self.ask[symbol])
 
     def update(self, symbol: int) -> int:
-        """Rises by at least one with every trade and every movement of the book."""
-        return int(self.agg_id[symbol] + self.moves[symbol])
+        """Rises by at least one with every trade and every movement of the book; where that was recorded, its own id."""
+        recorded = self.ladders.update(symbol) if self.ladders is not None else 0
+        return recorded or int(self.agg_id[symbol] + self.moves[symbol])
 
     def mark(self, symbol: int) -> Decimal:
         return int(self.mark_e8[symbol]) * E8

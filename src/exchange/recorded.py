@@ -5,6 +5,7 @@ A line that is neither a frame nor one of a recorder's own is Fatal, with file a
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,14 +16,16 @@ from typing import NamedTuple
 import msgspec
 import pyarrow as pa
 
+from src.data import frame_files, load_messages
 from src.error_handler import Fatal
 
 ACCEPTED = """\
 a file, a folder of files, or several of them separated by commas; plain, .gz or .zst; a line each, of one of these forms:
   1721347021080832061 {"stream":…,"data":…}             when it was received, in µs or ns, and the frame
   {"t":"recv","ts":1626992741.06,"data":"{\\"stream\\":…}"}   a capture of cryptofeed, format 2; {"t":"http",…} holds a depth snapshot
-  1617647797.59: {"stream":…,"data":…}                  an older capture; https://… -> 1617647797.90: {…} holds a snapshot"""
-BYTES_MAX = 1 << 30
+  1617647797.59: {"stream":…,"data":…}                  an older capture; https://… -> 1617647797.90: {…} holds a snapshot
+or a folder of recordings (RECORD=1)"""
+BYTES_MAX = 1 << 29
 _NS = 10**18
 _WRAPPED = b'{"stream":'
 
@@ -65,24 +68,25 @@ class Recording:
 
 
 def load_frames(path: str, symbols: tuple[str, ...]) -> Recording:
-    """All frames of the streams of these symbols (none named: of all). Fatal: nothing that could be played."""
-    files = _files(path)
+    """All frames of the streams of these symbols and of all-market streams (no symbol named: of all). Fatal: nothing that could be played."""
     frames: list[Frame] = []
     snapshots: list[Snapshot] = []
-    wanted = {symbol.lower() for symbol in symbols}
-    digest = sha256()
-    for file in files:
-        data = _read(file)
-        digest.update(f"{file.name}:{len(data)}".encode())
-        begun = len(snapshots)
-        subject = ""
-        for item in _lines(file, data):
+    wanted, names = {symbol.lower() for symbol in symbols}, dict[str, str]()
+    digest, size = sha256(), 0
+    for file in _files(path):
+        found, begun, subject = _items(file), len(snapshots), ""
+        for item in found:
             if isinstance(item, Snapshot):
                 snapshots.append(item)
                 continue
-            subject = subject or item.stream.partition("@")[0]
-            if not wanted or item.stream.partition("@")[0] in wanted:
-                frames.append(item)
+            size += len(item.payload)
+            if size > BYTES_MAX:
+                raise Fatal(f"SIM_DATA={path} holds more than {BYTES_MAX >> 20} MiB of frames; choose fewer files", setting="SIM_DATA", value=path)
+            of = item.stream.partition("@")[0]
+            subject = subject or of
+            if not wanted or of in wanted or of.startswith("!"):
+                frames.append(item._replace(stream=names.setdefault(item.stream, item.stream)))
+        digest.update(f"{file.name}:{file.stat().st_size}".encode())
         snapshots[begun:] = [s if s.symbol else s._replace(symbol=subject.upper()) for s in snapshots[begun:]]
     if not frames:
         raise Fatal(f"SIM_DATA={path}: it holds no frames{' of ' + ', '.join(symbols) if symbols else ''}. Wanted: {ACCEPTED}", setting="SIM_DATA")
@@ -95,10 +99,28 @@ def _files(path: str) -> list[Path]:
     found: list[Path] = []
     for part in path.split(",") if path else ():
         where = Path(part).expanduser()
-        found += sorted(p for p in where.iterdir() if p.is_file()) if where.is_dir() else [where]
+        if where.is_dir():
+            found += frame_files(where) or sorted(p for p in where.iterdir() if p.is_file())
+        else:
+            found.append(where)
     if not found or not all(p.is_file() for p in found):
         raise Fatal(f"SIM_DATA={path}: there is no such file. Wanted: {ACCEPTED}", setting="SIM_DATA", value=path)
     return found
+
+
+def _items(file: Path) -> Iterator[Frame | Snapshot]:
+    if file.suffix != ".parquet":
+        return _lines(file, _read(file))
+    return _messages(file)
+
+
+def _messages(file: Path) -> Iterator[Frame | Snapshot]:
+    """Of a recording of ours, which holds whatever came: what is no frame is passed over."""
+    for at_us, message in load_messages(file):
+        with contextlib.suppress(ValueError, msgspec.DecodeError):
+            item = _frame(at_us, message)
+            if isinstance(item, Frame):
+                yield item
 
 
 def _read(file: Path) -> bytes:

@@ -60,7 +60,9 @@ _VOLUME_MAX = 2**53
 
 def _fits(values: Floats, unit: float, largest: int) -> bool:
     scaled = values / unit
-    return bool(scaled.max(initial=0.0) <= largest and np.abs(scaled - np.rint(scaled)).max(initial=0.0) < _WHOLE)
+    whole = np.rint(scaled)
+    is_written = np.abs(scaled - whole).max(initial=0.0) < _WHOLE and not np.any((values > 0) & (whole == 0))
+    return bool(scaled.max(initial=0.0) <= largest and is_written)
 
 
 def _digits_of(values: tuple[Floats, ...], largest: int) -> int | None:

@@ -37,10 +37,11 @@ class Settlement:
 
     def check_margins(self) -> None:
         for account in self._state.accounts:
-            if account.live_positions():
+            positions = account.live_positions()
+            if positions:
                 self._liquidate(account)
-            elif account.wallet.balance < 0:  # a close far from the mark has cost more than there was
-                self._insurance(account, -1, -account.wallet.balance)
+            if account.cross_wallet < 0 and all(account.setting(p.symbol).isolated for p in positions):
+                self._insurance(account, -1, -account.cross_wallet)  # a close far from the mark has cost more than there was
 
     # ------------------------------------------------------------------ clocks of orders
 

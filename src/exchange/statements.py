@@ -55,7 +55,8 @@ def _totals(total: Summary) -> dict[str, str]:
     }  # fmt: skip
 
 
-def account_v3(state: State, account: AccountState) -> dict[str, Any]:
+def account_v3(state: State, account: AccountState, *, over_ws: bool = False) -> dict[str, Any]:
+    """Over the WebSocket API an asset also says whether it is margin."""
     total = state.summary(account)
     positions = []
     for position in _rows(state, account, every=False):
@@ -66,12 +67,14 @@ def account_v3(state: State, account: AccountState) -> dict[str, Any]:
             "notional": money(row.notional), "isolatedWallet": money(position.isolated_wallet), "initialMargin": money(row.initial),
             "maintMargin": money(row.maint), "updateTime": position.updated_ms,
         })  # fmt: skip
-    return _totals(total) | {"assets": [_asset_row(account, total)], "positions": positions}
+    more = {"marginAvailable": True} if over_ws else {}
+    return _totals(total) | {"assets": [_asset_row(account, total) | more], "positions": positions}
 
 
-def account_v2(state: State, account: AccountState) -> dict[str, Any]:
+def account_v2(state: State, account: AccountState, *, over_ws: bool = False) -> dict[str, Any]:
+    """Over the WebSocket API a position also tells where it breaks even."""
     total = state.summary(account)
-    positions = []
+    positions: list[dict[str, Any]] = []
     for position in _rows(state, account, every=True):
         row, spec, setting = exposure_of(state, account, position), state.specs[position.symbol], account.setting(position.symbol)
         positions.append({
@@ -84,6 +87,8 @@ def account_v2(state: State, account: AccountState) -> dict[str, Any]:
             "askNotional": money(row.ask),
             "positionSide": position.side, "positionAmt": text(position.qty), "updateTime": position.updated_ms,
         })  # fmt: skip
+        if over_ws:
+            positions[-1]["breakEvenPrice"] = average_text(state, position.symbol, position.break_even)
     head = RIGHTS | {"feeBurn": account.fee_burn, "tradeGroupId": -1, "updateTime": 0, "multiAssetsMargin": account.multi_assets}
     return head | _totals(total) | {"assets": [_asset_row(account, total) | {"marginAvailable": True}], "positions": positions}
 

@@ -2,8 +2,9 @@
 
 Invariants:
 
-* a write is sent once: never again after a byte may have left, except after -1021, which says that it was not executed. (The HTTP library
-  may repeat a DELETE or PUT on a kept connection that the venue had closed; what we send by these, cancels and renewals, may be repeated);
+* a write is sent once: never again after a byte may have left, except after -1021, which says that it was not executed (an entry not even
+  then: its signal is old). The HTTP library may repeat a DELETE or PUT on a kept connection that the venue had closed; what we send by
+  these, cancels and renewals, may be repeated;
 * reads are tried again on ``Retryable``, a bounded number of times, with jitter;
 * no request leaves without leave of the governor; answers are bounded in size and time;
 * nothing but ``AegisError`` (and cancellation) comes out of here.
@@ -96,19 +97,23 @@ class Rest:
         raise AssertionError("the last attempt returns or raises")
 
     async def send(self, method: str, path: str, params: Params = (), *, weight: int = 0, timeout_s: float = 5.0, signed: bool = True,
-                   priority: Priority = Priority.TRADE, recv_window_ms: int = RECV_WINDOW_MS, decode: Decode = plain) -> Any:
-        """A write, sent once. Raises Unknown where it may have been executed. An order that is to protect says ``Priority.PROTECT``."""
+                   priority: Priority = Priority.TRADE, recv_window_ms: int = RECV_WINDOW_MS, decode: Decode = plain,
+                   now_or_never: bool = False) -> Any:  # fmt: skip
+        """A write, sent once. Raises Unknown where it may have been executed. An order that is to protect says ``Priority.PROTECT``.
+
+        ``now_or_never``: it is stale a moment later, so it waits for no leave, and -1021 ends it.
+        """
         assert method in ("POST", "PUT", "DELETE"), method
         request = _Request(method, path, _pairs(params), signed, True, weight, timeout_s, recv_window_ms, priority, decode)
         if method == "POST" and path in _PLACES and not self.governor.try_order(reducing=reduces(dict(request.params))):
             raise Retryable("too many orders in this window: it was not sent", status=0, code=0, sent=False)
         try:
-            return await self._once(request)
+            return await self._once(request, wait_s=0.0 if now_or_never else timeout_s)
         except Retryable as error:
-            if code_of(error) != CLOCK_SKEW or not signed:
+            if code_of(error) != CLOCK_SKEW or not signed or now_or_never:
                 raise
         await self.sync_time()
-        return await self._once(request)
+        return await self._once(request, wait_s=timeout_s)
 
     async def sync_time(self, samples: int = 3) -> int:
         """Measure venue time − market time over a few calls and keep the median. Returns it in milliseconds."""
@@ -126,8 +131,8 @@ class Rest:
 
     # -- one request -----------------------------------------------------------------------------------------------------------------
 
-    async def _once(self, request: _Request) -> Any:
-        wait_s = request.timeout_s if request.write else READ_WAIT_S
+    async def _once(self, request: _Request, *, wait_s: float = READ_WAIT_S) -> Any:
+        """``wait_s``: how long it may wait for leave of the governor."""
         ticket = await self.governor.acquire(request.weight, request.priority, wait_s_max=wait_s)
         url, headers = self._address(request)
         self.calls += 1

@@ -366,6 +366,8 @@ class WsApi:
                     lambda: _Connection(self), self._url, websocket_handshake_timeout=CONNECT_S * 0.8, max_redirects=0,
                     enable_auto_ping=True, auto_ping_idle_timeout=PING_IDLE_S, auto_ping_reply_timeout=PONG_WITHIN_S,
                     max_frame_size=FRAME_MAX, proxy=proxy_for(self._url), ssl_context=tls_for(self._url))
+                if listener is None:
+                    raise picows.WSError("closed during the handshake")  # which the library takes for a connection that was made
         except picows.WSHandshakeError as error:
             status = int(error.response.status) if error.response is not None else 0
             if not status:
