@@ -260,7 +260,7 @@ Start = Callable[..., Any]
 @cache
 def compiled() -> None:
     """No test waits for kernels longer than its deadline."""
-    warm_up(lambda done, total, name: None)
+    warm_up()
 
 
 @asynccontextmanager
