@@ -276,20 +276,6 @@ async def test_a_socket_hears_its_route(route: str, switches: Switches, heard: s
 # ---- streams of all, and of what is rare
 
 
-async def test_single_trades_are_told_as_the_venue_does(client: Client) -> None:
-    socket = await client.socket(client.ready.public + "/ws/btcusdt@trade")
-    one, two = await socket.next(), await socket.next()
-    assert list(one) == ["e", "E", "T", "s", "t", "p", "q", "X", "m"]
-    assert (one["e"], one["s"], one["X"], two["t"]) == ("trade", "BTCUSDT", "MARKET", one["t"] + 1)
-
-
-async def test_the_best_quotes_of_all_come_for_those_that_have_changed(client: Client) -> None:
-    socket = await client.socket(client.ready.public + "/stream?streams=!bookTicker")
-    got = [(await socket.next())["data"] for _ in range(4)]
-    assert [q["s"] for q in got] == ["BTCUSDT", "ETHUSDT", "BTCUSDT", "BTCUSDT"], "the other does not move"
-    assert {q["e"] for q in got} == {"bookTicker"} and got[2]["E"] - got[0]["E"] >= 4900
-
-
 async def test_a_liquidation_is_told_to_all_and_its_user_is_warned_before(client: Client) -> None:
     one = await client.socket(client.ready.market + "/ws/btcusdt@forceOrder")
     every = await client.socket(client.ready.market + "/stream?streams=!forceOrder@arr")
