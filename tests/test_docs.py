@@ -22,11 +22,12 @@ import pytest
 
 from src import config, counters, data, error_handler, main, reconciliation, ring_buffer, slots, sockets, supervisor, teacher
 from src.bus import Topic
-from src.exchange import faults, market, options, orders, recorded, rest, streams, ws_api
+from src.exchange import faults, market, options, orders, recorded, rest, ws_api
+from src.exchange.streams import MARKET, PUBLIC, route_of
 from src.journal import Journal
 from src.venue import errors
 from tests.test_exchange_streams import LIVELY, lively
-from tests.test_exchange_wire import exchange
+from tests.test_exchange_wire import Client, exchange
 from tests.test_tidy import LAYERS, ROOMS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -533,6 +534,15 @@ def test_the_peers_are_documented_with_their_versions() -> None:
     assert set(zip(column("docs/exchange.md", heading), column("docs/exchange.md", heading, 1), strict=True)) == pinned
 
 
+async def liquidated(client: Client) -> None:
+    """A position of the account's own is seized."""
+    await client.signed("POST", "v1/marginType", symbol="BTCUSDT", marginType="ISOLATED")
+    await client.good("POST", "v1/leverage", symbol="BTCUSDT", leverage=100)
+    await client.good("POST", "v1/order", symbol="BTCUSDT", side="BUY", type="MARKET", quantity="0.010")
+    price = Decimal((await client.get("v1/ticker/price", symbol="BTCUSDT"))["price"])
+    await client.control("price", symbol="BTCUSDT", price=str(price * Decimal("0.97")))
+
+
 async def test_streams_deliver_as_documented() -> None:
     """Each stream that is called delivering does so, one after the other; those that are called silent say nothing all that time."""
     delivers, silent = told("Streams")
@@ -540,11 +550,13 @@ async def test_streams_deliver_as_documented() -> None:
         for base in (client.ready.market, client.ready.public):
             socket = await client.socket(base + "/stream")
             assert await socket.ask({"method": "SUBSCRIBE", "params": sorted(silent), "id": 1}) == {"result": None, "id": 1}
-            for name in sorted(n for n in delivers if (base == client.ready.public) == (streams.route_of(n) == streams.PUBLIC)):
-                await socket.send({"method": "SUBSCRIBE", "params": [name], "id": 2})
+            route = PUBLIC if base == client.ready.public else MARKET
+            for name in sorted(n for n in delivers if route_of(n) == route):
+                await socket.ask({"method": "SUBSCRIBE", "params": [name], "id": 2})
                 if name == "!contractInfo":
-                    await socket.until(lambda m: m.get("id") == 2)
                     await client.control("symbol", symbol="ETHUSDT", status="SETTLING")
+                if "forceOrder" in name:
+                    await liquidated(client)
                 got = [m["stream"] for m in await socket.until(lambda m, name=name: m.get("stream") == name) if "stream" in m]
                 assert not silent & set(got)
                 await socket.send({"method": "UNSUBSCRIBE", "params": [name], "id": 3})

@@ -14,6 +14,7 @@ import pytest
 
 from src.clock import Clock
 from src.exchange.command import main, options_of
+from src.exchange.options import Switches
 from src.exchange.server import Ready
 from tests.test_exchange_wire import KEY, SECRET, Client
 
@@ -66,7 +67,9 @@ async def test_a_killed_exchange_comes_back_with_its_books(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--speed", "61"], ["--speed", "x"], ["--account", "only"], ["--account", "k:s:-1"], ["--market", "binance"], ["--market", "replay"],
+        ["--speed", "61"], ["--speed", "x"], ["--account", "only"], ["--account", "k:s:-1"], ["--market", "binance"],
+        ["--market", "replay"], ["--market", "frames"],
+        ["--switch", "nonsense=1"], ["--switch", "retry_after=2"], ["--switch", "retry_after"], ["--limit", "connections=x"],
         ["--rest-url", "http://x"], ["--market", "binance", "--rest-url", "http://x", "--market-url", "ws://x"],
         ["--market", "binance", "--rest-url", "http://x", "--market-url", "ws://x", "--public-url", "ws://x", "--speed", "2"],
         ["--port", "70000"], ["--latency-ms", "-5"], ["--nonsense"], ["--account", "a:b:1", "--account", "a:c:1"],
@@ -83,3 +86,9 @@ def test_options_come_from_the_command_line() -> None:
     )
     assert (options.port, options.symbols, options.speed, options.latency_ms, options.control) == (8901, ("BTCUSDT", "ETHUSDT"), 2.0, 5, True)
     assert (options.accounts[0].key, options.accounts[0].secret, str(options.accounts[0].balance)) == ("K", "S", "12.5")
+
+
+def test_switches_and_limits_are_set_by_name() -> None:
+    given = options_of(["--switch", "retry_after=0", "--switch", "order_limit_status=400", "--limit", "weight_per_minute=6000"])
+    assert given.switches == Switches(retry_after=False, order_limit_status=400)
+    assert (given.limits.weight_per_minute, given.limits.connections) == (6000, 2000)

@@ -27,7 +27,9 @@ async def test_a_contract_that_is_delisted_says_so_and_can_only_be_left(client: 
     assert await client.control("symbol", symbol="BTCUSDT", delivery_ms=DELISTED_MS) == {
         "symbol": "BTCUSDT", "status": "TRADING", "delivery_ms": DELISTED_MS}
     await client.good("POST", "v1/order", side="BUY", **order)
+    resting = await client.good("POST", "v1/order", symbol="BTCUSDT", side="BUY", type="LIMIT", timeInForce="GTC", quantity="0.010", price="59000")
     await client.control("symbol", symbol="BTCUSDT", status="SETTLING")
+    assert await client.code("PUT", "v1/order", symbol="BTCUSDT", side="BUY", orderId=resting["orderId"], quantity="0.020", price="59000") == -5024
     assert await client.code("POST", "v1/order", side="BUY", **order) == -4140
     await client.good("POST", "v1/order", side="SELL", reduceOnly="true", **order)
     rows = {row["symbol"]: row for row in (await client.get("v1/exchangeInfo"))["symbols"]}

@@ -9,8 +9,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from src.exchange.options import Limits
-from tests.test_exchange_fake import FakeMarket
+from src.clock import clock_at
+from src.exchange.options import Limits, Switches
+from src.exchange.rare_feeds import RareFeeds
+from src.exchange.state import UserEvent
+from src.exchange.streams import Channel
+from src.exchange.venue import Venue
+from tests.test_exchange_fake import T0, Desk, FakeMarket
 from tests.test_exchange_wire import KEY, Client, exchange, options, short
 
 LIVELY = options(speed=20.0)
@@ -246,3 +251,69 @@ async def test_streams_can_be_dropped_and_muted_from_the_control_door(client: Cl
 async def test_without_control_there_is_no_control_door() -> None:
     async with exchange(options(control=False)) as client:
         assert (await client.raw("GET", "/control/books"))[0] == 404
+
+
+# ---- what a socket may hear, by switch
+
+
+@pytest.mark.parametrize(
+    ("route", "switches", "heard"),
+    [
+        ("", Switches(), {"btcusdt@bookTicker"}),
+        ("", Switches(unrouted_delivers_all=True), {"btcusdt@bookTicker", "btcusdt@aggTrade"}),
+        ("/market", Switches(), {"btcusdt@aggTrade"}),
+        ("/market", Switches(mixed_routes_deliver=True), {"btcusdt@bookTicker", "btcusdt@aggTrade"}),
+        ("/public", Switches(unrouted_delivers_all=True), {"btcusdt@bookTicker"}),
+    ],
+)
+async def test_a_socket_hears_its_route(route: str, switches: Switches, heard: set[str]) -> None:
+    async with exchange(options(speed=20.0, switches=switches), lively()) as client:
+        base = client.ready.rest.replace("http", "ws") + route
+        socket = await client.socket(f"{base}/stream?streams=btcusdt@aggTrade/btcusdt@bookTicker")
+        assert {(await socket.next())["stream"] for _ in range(20)} == heard
+
+
+# ---- streams of all, and of what is rare
+
+
+async def test_a_liquidation_is_told_to_all_and_its_user_is_warned_before(client: Client) -> None:
+    one = await client.socket(client.ready.market + "/ws/btcusdt@forceOrder")
+    every = await client.socket(client.ready.market + "/stream?streams=!forceOrder@arr")
+    user = await client.user_stream("MARGIN_CALL/ORDER_TRADE_UPDATE")
+    await client.good("POST", "v1/positionSide/dual", dualSidePosition="true")
+    await client.good("POST", "v1/marginType", symbol="BTCUSDT", marginType="ISOLATED")
+    await client.good("POST", "v1/leverage", symbol="BTCUSDT", leverage=100)
+    await client.good("POST", "v1/order", symbol="BTCUSDT", side="BUY", positionSide="LONG", type="MARKET", quantity="0.040")
+    await client.control("price", symbol="BTCUSDT", price="59680")
+    call = (await user.until(lambda e: e["e"] == "MARGIN_CALL"))[-1]
+    assert [(p["s"], p["ps"], p["pa"], p["mt"]) for p in call["p"]] == [("BTCUSDT", "LONG", "0.040", "ISOLATED")]
+    assert "cw" not in call and float(call["p"][0]["mm"]) > 0
+    await client.control("price", symbol="BTCUSDT", price="58000")
+    told, same = await one.next(), (await every.next())["data"]
+    assert told["o"] == same["o"] and same["ps"] == "BTCUSDT"
+    assert {k: told["o"][k] for k in ("s", "S", "o", "f", "q", "X", "l", "z")} == {
+        "s": "BTCUSDT", "S": "SELL", "o": "LIMIT", "f": "IOC", "q": "0.040", "X": "FILLED", "l": "0.040", "z": "0.040"}  # fmt: skip
+
+
+def test_of_a_second_s_liquidations_the_largest_is_told() -> None:
+    desk = Desk()
+    feeds = RareFeeds(Venue(options(), desk.core, clock_at(T0, 1.0), None))
+    told: list[bytes] = []
+    channel = Channel("btcusdt@forceOrder")
+    channel.spoil = lambda _channel, payload: told.append(payload)
+    paced = feeds.open_forced(channel, 0)
+    orders = [{"s": "BTCUSDT", "S": "SELL", "q": q, "p": "1", "ap": "1", "l": q, "z": q, "T": 1, "x": "CALCULATED", "c": f"autoclose-{q}"}
+              for q in ("1", "10", "9")]  # fmt: skip
+    orders.append(orders[0] | {"q": "99", "c": "adl_autoclose"})
+    feeds.hear([UserEvent(0, "ORDER_TRADE_UPDATE", {"o": order}) for order in orders], [paced])
+    paced.build(paced, T0)
+    paced.build(paced, T0 + 1000)
+    assert [json.loads(text)["o"]["q"] for text in told] == ["10"]
+
+
+async def test_asset_indices_are_of_listed_assets(client: Client) -> None:
+    socket = await client.socket(client.ready.market + "/stream?streams=!assetIndex@arr/btcusd@assetIndex/nopeusd@assetIndex")
+    got = [await socket.next() for _ in range(4)]
+    assert {m["stream"] for m in got} == {"!assetIndex@arr", "btcusd@assetIndex"}
+    rows = next(m["data"] for m in got if m["stream"] == "!assetIndex@arr")
+    assert [r["s"] for r in rows] == ["USDTUSD", "BTCUSD", "ETHUSD"] and float(rows[1]["B"]) < float(rows[1]["i"]) < float(rows[1]["A"])

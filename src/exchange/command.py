@@ -20,7 +20,7 @@ from src.clock import SPEED_MAX
 from src.error_handler import AegisError, failure, setup_logging
 from src.exchange.faults import Rule, parse_rule, read_rules
 from src.exchange.market import KINDS
-from src.exchange.options import DEFAULT_ACCOUNT, Account, ExchangeOptions, Limits, VenueUrls
+from src.exchange.options import DEFAULT_ACCOUNT, Account, ExchangeOptions, Limits, Switches, VenueUrls
 from src.exchange.server import Ready, serve
 
 
@@ -68,17 +68,21 @@ def _fault_file(name: str) -> tuple[Rule, ...]:
         raise argparse.ArgumentTypeError(f"{name}: {error}") from None
 
 
-def _limit(text: str) -> tuple[str, float]:
-    """A name of :class:`Limits` with a value of its type."""
-    name, _, value = text.partition("=")
-    kinds: dict[str, type[float]] = {name: type(default) for name, default in asdict(Limits()).items()}
-    try:
-        number = kinds[name](value)
-    except (KeyError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, with a name of {', '.join(kinds)}") from None
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is negative")
-    return name, number
+def _of(fields: Limits | Switches) -> Callable[[str], tuple[str, float]]:
+    """Reads a name of these with a value of its type; yes and no are 1 and 0."""
+    kinds = {name: type(default) for name, default in asdict(fields).items()}
+
+    def parse(text: str) -> tuple[str, float]:
+        name, _, value = text.partition("=")
+        try:
+            number: float = {"0": False, "1": True}[value] if kinds[name] is bool else kinds[name](value)
+        except (KeyError, ValueError):
+            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, with a name of {', '.join(kinds)}") from None
+        if number < 0:
+            raise argparse.ArgumentTypeError(f"{text!r} is negative")
+        return name, number
+
+    return parse
 
 
 def _whole(least: int, most: int) -> type[int]:
@@ -110,7 +114,8 @@ def options_of(argv: list[str]) -> ExchangeOptions:
     parser.add_argument("--fault", type=_fault, action="append", default=[], help="KIND,name=value,… as docs/exchange.md lists them")
     parser.add_argument("--faults", type=_fault_file, default=(), help="a JSON file with a list of faults")
     parser.add_argument("--chaos", type=_whole(0, 2**63), help="a seed: something goes wrong about every 20 seconds")
-    parser.add_argument("--limit", type=_limit, action="append", default=[], help="NAME=VALUE, a limit of the venue, such as connection_life_s=60")
+    parser.add_argument("--limit", type=_of(Limits()), action="append", default=[], help="NAME=VALUE, such as connection_life_s=60")
+    parser.add_argument("--switch", type=_of(Switches()), action="append", default=[], help="NAME=0 or 1, an open question of the protocol")
     given = parser.parse_args(argv)
     if given.market in ("replay", "frames") and not given.path:
         parser.error(f"--market {given.market} needs --path")
@@ -123,7 +128,7 @@ def options_of(argv: list[str]) -> ExchangeOptions:
         path=given.path, start=given.start, venue=venue,
         speed=given.speed, latency_ms=given.latency_ms, accounts=accounts,
         books_dir=given.books, control=given.control, faults=(*given.faults, *given.fault), chaos=given.chaos,
-        limits=replace(Limits(), **dict(given.limit)),
+        limits=replace(Limits(), **dict(given.limit)), switches=replace(Switches(), **dict(given.switch)),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from src.exchange.ledger import AccountState, Position
-from src.exchange.margin import order_notionals
+from src.exchange.margin import maintenance, order_notionals
 from src.exchange.orders import ZERO, AlgoOrder, Fill, Order, q8
 from src.exchange.state import State
 
@@ -63,6 +63,18 @@ def position_row(state: State, account: AccountState, position: Position) -> dic
         "up": money(position.unrealised(state.quotes.mark(position.symbol))), "mt": "isolated" if isolated else "cross",
         "iw": money(position.isolated_wallet), "ps": position.side, "ma": "USDT",
     }  # fmt: skip
+
+
+def margin_call(state: State, account: AccountState, positions: list[Position], isolated: bool) -> dict[str, Any]:
+    rows = []
+    for position in positions:
+        mark = state.quotes.mark(position.symbol)
+        need = maintenance(state.specs[position.symbol].brackets, mark * position.qty)
+        rows.append({
+            "s": state.specs[position.symbol].symbol, "ps": position.side, "pa": text(position.qty), "mt": "ISOLATED" if isolated else "CROSSED",
+            "iw": money(position.isolated_wallet), "mp": money(mark), "up": money(position.unrealised(mark)), "mm": money(need),
+        })  # fmt: skip
+    return {"e": "MARGIN_CALL", "E": state.now_ms} | ({} if isolated else {"cw": money(account.cross_wallet)}) | {"p": rows}
 
 
 def account_update(state: State, account: AccountState, reason: str, positions: list[Position], *, change: Decimal = ZERO,

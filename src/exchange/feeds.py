@@ -1,14 +1,12 @@
 """Market streams: batches of trades become frames for whoever has subscribed.
 
-The busy streams (aggTrade, trade, bookTicker) are written straight from the batch's columns, one formatted payload an event. What is paced
+The two busy streams (aggTrade, bookTicker) are written straight from the batch's columns, one formatted payload an event. What is paced
 (candles, marks, tickers, books) follows the market's seconds, but is never built more often than ``WALL_PACE_NS`` of wall time allows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -16,18 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from src.clock import monotonic_ns
-from src.exchange import depth
 from src.exchange.candles import INTERVALS, candles, close_of, length_of, open_of
+from src.exchange.depth_feeds import DepthFeeds
 from src.exchange.events import money
 from src.exchange.frames import FramesMarket
+from src.exchange.paced import WALL_PACE_NS, Paced
+from src.exchange.rare_feeds import ALL, RareFeeds
 from src.exchange.state import UserEvent
 from src.exchange.streams import MARKET, PUBLIC, Channel, Streams, route_of
 from src.exchange.venue import Venue
 
-WALL_PACE_NS = 100_000_000
 _SYMBOL_STREAM = re.compile(r"([^@!]+)@([A-Za-z]+?)(5|10|20)?(?:_(\w+))?(?:@(\w+))?")
 _AGG = ["time_ms", "price", "qty", "buyer_is_maker", "agg_id", "first_id", "last_id"]
-_SINGLE = ["time_ms", "price", "qty", "buyer_is_maker", "last_id"]
 _BOOK = ["time_ms", "bid", "bid_qty", "ask", "ask_qty", "agg_id"]
 
 
@@ -41,10 +39,12 @@ class Feeds:
         self._lower = {s.symbol.lower(): i for i, s in enumerate(self._state.specs)}
         self._seen = -1
         self._agg: dict[int, Channel] = {}
-        self._single: dict[int, Channel] = {}
         self._book: dict[int, Channel] = {}
-        self._paced: list[_Paced] = []
+        self._paced: list[Paced] = []
         self._klines: list[_Kline] = []
+        self._single: dict[int, Channel] = {}
+        self._depth = DepthFeeds(venue)
+        self._rare = RareFeeds(venue)
         self._tops: dict[int, tuple[int, ...]] = {}
         self._touched: set[int] = set()
         self._played_ms = self._state.now_ms
@@ -55,6 +55,7 @@ class Feeds:
 
     def users(self, events: list[UserEvent]) -> None:
         self._streams.publish_users(events)
+        self._rare.hear(events, self._paced)
 
     def flush(self) -> None:
         self._streams.flush()
@@ -72,6 +73,7 @@ class Feeds:
         if len(trades):
             self._trades(trades)
         now, wall = self._state.now_ms, monotonic_ns()
+        self._depth.refresh(now, wall)
         muted = self._streams.muted
         for paced in self._paced:
             if paced.route not in muted and paced.due(now, wall):
@@ -114,44 +116,48 @@ class Feeds:
                 self._paced.append(known[name])
             else:
                 self._add(name, channel)
+        self._depth.follow(self._paced)
 
     def _add(self, name: str, channel: Channel) -> None:
+        if self._is_recorded(name):
+            return
         every = {
             "!markPrice@arr": (3000, self._all_marks), "!markPrice@arr@1s": (1000, self._all_marks),
             "!miniTicker@arr": (1000, self._all_tickers),
-            "!ticker@arr": (1000, self._all_tickers), "!bookTicker": (5000, self._all_tops),
+            "!ticker@arr": (1000, self._all_tickers),
         }.get(name)  # fmt: skip
-        if every is not None and not self._is_recorded(name):
-            self._paced.append(_Paced(channel, route_of(name), every[0], every[1]))
-            return
-        match = _SYMBOL_STREAM.fullmatch(name)
-        if match is None or self._is_recorded(name):
-            return
-        subject, kind, levels, interval, suffix = match.groups()
-        if kind == "continuousKline" or (interval and "_perpetual@continuousKline_" in name):
+        if every is not None:
+            self._paced.append(Paced(channel, MARKET, every[0], every[1]))
+        elif name in ALL:
+            self._paced.append(self._rare.open_all(channel))
+        elif "_perpetual@continuousKline_" in name:
             self._add_continuous(name, channel)
-            return
-        symbol = self._lower.get(subject)
-        if symbol is None:
-            return
-        if kind == "aggTrade" and not suffix and not interval:
-            self._agg[symbol] = channel
-        elif kind == "trade" and not suffix and not interval:
-            self._single[symbol] = channel
-        elif kind == "bookTicker" and not suffix and not interval:
-            self._book[symbol] = channel
+        elif name.endswith("usd@assetIndex"):
+            index = self._rare.open_index(channel)
+            self._paced += [index] if index is not None else []
+        else:
+            match = _SYMBOL_STREAM.fullmatch(name)
+            symbol = self._lower.get(match[1]) if match is not None else None
+            if match is not None and symbol is not None:
+                self._add_of_symbol(channel, symbol, *match.groups()[1:])
+
+    def _add_of_symbol(self, channel: Channel, symbol: int, kind: str, levels: str | None, interval: str | None, suffix: str | None) -> None:
+        """``kind`` with what follows it in the name: book levels, a candle's interval, a speed. What does not fit stays silent."""
+        plain = {"aggTrade": self._agg, "trade": self._single, "bookTicker": self._book}.get(kind)
+        if plain is not None and not (levels or interval or suffix):
+            plain[symbol] = channel
         elif kind == "markPrice" and suffix in (None, "1s"):
-            self._paced.append(_Paced(channel, MARKET, 1000 if suffix else 3000, self._one_mark, symbol))
+            self._paced.append(Paced(channel, MARKET, 1000 if suffix else 3000, self._one_mark, symbol))
         elif kind in ("miniTicker", "ticker"):
-            self._paced.append(_Paced(channel, MARKET, 2000, self._one_ticker, symbol))
+            self._paced.append(Paced(channel, MARKET, 2000, self._one_ticker, symbol))
         elif kind == "kline" and interval in INTERVALS:
             self._klines.append(_Kline(channel, symbol, interval, self._state.now_ms, continuous=False))
-        elif kind == "rpiDepth" and suffix == "500ms":
-            self._paced.append(_Paced(channel, PUBLIC, 500, self._diff_depth, symbol))
         elif kind == "depth" and suffix != "0ms":
-            period = int(suffix.removesuffix("ms")) if suffix else 250
-            build = self._partial_depth if levels else self._diff_depth
-            self._paced.append(_Paced(channel, PUBLIC, period, build, symbol, int(levels or 20)))
+            self._paced.append(self._depth.open(channel, symbol, levels, suffix))
+        elif kind == "rpiDepth" and suffix == "500ms":
+            self._paced.append(self._depth.open_rpi(channel, symbol))
+        elif kind == "forceOrder" and not suffix:
+            self._paced.append(self._rare.open_forced(channel, symbol))
 
     def _is_recorded(self, name: str) -> bool:
         recorded = self._venue.core.market.recorded
@@ -162,7 +168,7 @@ class Feeds:
         if pair in self._lower and (interval in INTERVALS or interval == "1s"):
             self._klines.append(_Kline(channel, self._lower[pair], interval, self._state.now_ms, continuous=True))
 
-    # ------------------------------------------------------------------ the busy three
+    # ------------------------------------------------------------------ the busy two
 
     def _trades(self, trades: NDArray[np.void]) -> None:
         muted = self._streams.muted
@@ -170,15 +176,15 @@ class Feeds:
         present = np.unique(order).tolist()
         self._touched.update(present)
         agg = self._agg if MARKET not in muted else {}
-        single, book = (self._single, self._book) if PUBLIC not in muted else ({}, {})
+        book, single = (self._book, self._single) if PUBLIC not in muted else ({}, {})
         for symbol in present:
             if symbol not in agg and symbol not in book and symbol not in single:
                 continue
             rows = trades[order == symbol]
-            if symbol in agg:
-                self._agg_trades(symbol, agg[symbol], rows)
             if symbol in single:
                 self._single_trades(symbol, single[symbol], rows)
+            if symbol in agg:
+                self._agg_trades(symbol, agg[symbol], rows)
             if symbol in book:
                 self._book_tickers(symbol, book[symbol], rows)
 
@@ -194,15 +200,13 @@ class Feeds:
             )
 
     def _single_trades(self, symbol: int, channel: Channel, rows: NDArray[np.void]) -> None:
-        """One frame an aggregate trade, with its last trade's id, as REST tells them: nothing finer is known."""
+        """One an aggregate trade, under the last id in it: nothing finer is known."""
         price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]
-        name, publish = self._state.specs[symbol].symbol, channel.publish
+        name = self._state.specs[symbol].symbol
         rows = rows[rows["qty"] > 0]
-        for t, p, q, maker, last in zip(*(rows[c].tolist() for c in _SINGLE), strict=True):
-            publish(
-                f'{{"e":"trade","E":{t},"T":{t},"s":"{name}","t":{last},"p":"{price(p)}","q":"{qty(q)}","X":"MARKET",'
-                f'"m":{"true" if maker else "false"},"st":1}}'.encode()
-            )
+        for t, p, q, maker, _, _, last in zip(*(rows[c].tolist() for c in _AGG), strict=True):
+            body = {"e": "trade", "E": t, "T": t, "s": name, "t": last, "p": price(p), "q": qty(q), "X": "MARKET", "m": bool(maker), "st": 1}
+            channel.publish(msgspec.json.encode(body))
 
     def _book_tickers(self, symbol: int, channel: Channel, rows: NDArray[np.void]) -> None:
         price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]
@@ -229,10 +233,10 @@ class Feeds:
             "r": format(self._state.quotes.funding_rate(symbol, upcoming), "f"), "T": upcoming, "st": 1,
         }  # fmt: skip
 
-    def _one_mark(self, paced: _Paced, now: int) -> None:
+    def _one_mark(self, paced: Paced, now: int) -> None:
         paced.channel.publish(msgspec.json.encode(self._mark(paced.symbol, now // 1000 * 1000)))
 
-    def _all_marks(self, paced: _Paced, now: int) -> None:
+    def _all_marks(self, paced: Paced, now: int) -> None:
         at = now // 1000 * 1000
         paced.channel.publish(msgspec.json.encode([self._mark(i, at) for i in range(len(self._state.specs))]))
 
@@ -256,67 +260,17 @@ class Feeds:
             }  # fmt: skip
         return row
 
-    def _one_ticker(self, paced: _Paced, now: int) -> None:
+    def _one_ticker(self, paced: Paced, now: int) -> None:
         row = self._ticker(paced.symbol, now, paced.channel.name.endswith("@ticker"))
         if row is not None:
             paced.channel.publish(msgspec.json.encode(row))
 
-    def _all_tickers(self, paced: _Paced, now: int) -> None:
+    def _all_tickers(self, paced: Paced, now: int) -> None:
         full = paced.channel.name == "!ticker@arr"
         rows = [r for i in sorted(self._touched) if (r := self._ticker(i, now, full)) is not None]
         self._touched.clear()
         if rows:
             paced.channel.publish(msgspec.json.encode(rows))
-
-    # ------------------------------------------------------------------ books
-
-    def _all_tops(self, paced: _Paced, now: int) -> None:
-        """One frame for each book whose top is another than it was the last time."""
-        quotes, words = self._state.quotes, self._venue.words
-        for symbol, spec in enumerate(self._state.specs):
-            top = (int(quotes.bid[symbol]), int(quotes.bid_qty[symbol]), int(quotes.ask[symbol]), int(quotes.ask_qty[symbol]))
-            if not quotes.seen(symbol) or paced.tops.get(symbol) == top:
-                continue
-            paced.tops[symbol] = top
-            price, qty = words.price[symbol], words.qty[symbol]
-            body = {"e": "bookTicker", "u": quotes.update(symbol), "s": spec.symbol, "ps": spec.symbol, "b": price(top[0]), "B": qty(top[1]),
-                    "a": price(top[2]), "A": qty(top[3]), "T": int(quotes.time_ms[symbol]), "E": now, "st": 1}  # fmt: skip
-            paced.channel.publish(msgspec.json.encode(body))
-
-    def _sides(self, symbol: int, count: int) -> tuple[dict[str, str], dict[str, str]]:
-        quotes, price, qty = self._state.quotes, self._venue.words.price[symbol], self._venue.words.qty[symbol]
-        bids = {price(t): qty(s) for t, s in islice(depth.levels(quotes.bids(symbol), -1), count)}
-        asks = {price(t): qty(s) for t, s in islice(depth.levels(quotes.asks(symbol), 1), count)}
-        return bids, asks
-
-    def _depth(self, paced: _Paced, bids: list[list[str]], asks: list[list[str]]) -> None:
-        quotes, symbol = self._state.quotes, paced.symbol
-        update, name = quotes.update(symbol), self._state.specs[symbol].symbol
-        before = paced.update or update - 1
-        paced.update = update
-        body = {"e": "depthUpdate", "E": self._state.now_ms, "T": int(quotes.time_ms[symbol]), "s": name, "ps": name, "U": before + 1,
-        "u": update,
-                "pu": before, "b": bids, "a": asks, "st": 1}  # fmt: skip
-        paced.channel.publish(msgspec.json.encode(body))
-
-    def _partial_depth(self, paced: _Paced, _now: int) -> None:
-        if not self._state.quotes.seen(paced.symbol) or self._state.quotes.update(paced.symbol) == paced.update:
-            return
-        bids, asks = self._sides(paced.symbol, paced.levels)
-        self._depth(paced, [list(x) for x in bids.items()], [list(x) for x in asks.items()])
-
-    def _diff_depth(self, paced: _Paced, _now: int) -> None:
-        """Levels that changed among the twenty on each side; a level that has left is removed."""
-        if not self._state.quotes.seen(paced.symbol) or self._state.quotes.update(paced.symbol) == paced.update:
-            return
-        sides = self._sides(paced.symbol, paced.levels)
-        changes = []
-        for old, new in zip(paced.book, sides, strict=True):
-            gone = [[p, "0"] for p in old if p not in new]
-            changes.append(gone + [[p, q] for p, q in new.items() if old.get(p) != q])
-        paced.book = sides
-        if changes[0] or changes[1]:
-            self._depth(paced, changes[0], changes[1])
 
     # ------------------------------------------------------------------ candles
 
@@ -351,35 +305,6 @@ class Feeds:
             del bar["s"]
             head = {"e": "continuous_kline", "E": now, "ps": spec.symbol, "ct": "PERPETUAL"}
         kline.channel.publish(msgspec.json.encode(head | {"k": bar}))
-
-
-class _Paced:
-    """A stream that is built every so often."""
-
-    __slots__ = ("_next_ms", "_next_ns", "book", "build", "channel", "levels", "period_ms", "route", "symbol", "tops", "update")
-
-    def __init__(
-        self, channel: Channel, route: str, period_ms: int, build: Callable[[_Paced, int], None], symbol: int = -1, levels: int = 20
-    ) -> None:
-        self.channel = channel
-        self.route = route
-        self.period_ms = period_ms
-        self.build = build
-        self.symbol = symbol
-        self.levels = levels
-        self.update = 0
-        self.book: tuple[dict[str, str], dict[str, str]] = ({}, {})
-        self.tops: dict[int, tuple[int, ...]] = {}
-        self._next_ms = 0
-        self._next_ns = 0
-
-    def due(self, now_ms: int, wall_ns: int) -> bool:
-        """Marks keep every market second; whatever else is paced keeps the wall's pace too."""
-        if now_ms < self._next_ms or (wall_ns < self._next_ns and "arkPrice" not in self.channel.name):
-            return False
-        self._next_ms = (now_ms // self.period_ms + 1) * self.period_ms
-        self._next_ns = wall_ns + WALL_PACE_NS
-        return True
 
 
 class _Kline:

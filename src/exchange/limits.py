@@ -1,12 +1,15 @@
-"""Rate limits in fixed windows of wall time: request weight an address, orders an account. Over the limit: 429, and 418 for who goes on.
+"""Rate limits in wall time: request weight an address, orders an account. Over the limit: 429, and 418 for who goes on.
 
-Windows are aligned to the minute (10 seconds) of the exchange's own wall time, which at speed 1 is the venue's clock.
+Windows of weight are aligned to the minute of the exchange's own wall time, which at speed 1 is the venue's clock; windows of orders slide,
+or are aligned too, by a switch.
 """
 
 from __future__ import annotations
 
+from collections import deque
+
 from src.exchange.errors import BANNED_TEXT, ApiError
-from src.exchange.options import Limits
+from src.exchange.options import Limits, Switches
 
 MINUTE_MS = 60_000
 TEN_SECONDS_MS = 10_000
@@ -33,14 +36,46 @@ class Window:
         self._window, self.count = window, 0
         return True
 
+    def add(self, count: int, wall_ms: int) -> None:
+        self.count += count
+
+    def next_ms(self, wall_ms: int) -> int:
+        """How long until some of it is free again."""
+        return self._span_ms - wall_ms % self._span_ms
+
+
+class Sliding:
+    """As :class:`Window`: what was counted within the last span."""
+
+    __slots__ = ("_span_ms", "_taken", "count")
+
+    def __init__(self, span_ms: int) -> None:
+        self._span_ms = span_ms
+        self._taken: deque[tuple[int, int]] = deque()
+        self.count = 0
+
+    def roll(self, wall_ms: int) -> bool:
+        while self._taken and self._taken[0][0] <= wall_ms - self._span_ms:
+            self.count -= self._taken.popleft()[1]
+        return False
+
+    def add(self, count: int, wall_ms: int) -> None:
+        self.count += count
+        self._taken.append((wall_ms, count))
+
+    def next_ms(self, wall_ms: int) -> int:
+        return self._taken[0][0] + self._span_ms - wall_ms if self._taken else self._span_ms
+
 
 class Limiter:
     """Counts for one address (the loopback) and for every account."""
 
-    def __init__(self, limits: Limits, accounts: int) -> None:
+    def __init__(self, limits: Limits, switches: Switches, accounts: int) -> None:
         self._limits = limits
+        self._status = switches.order_limit_status
         self._weight = Window(MINUTE_MS)
-        self._orders = [(Window(TEN_SECONDS_MS), Window(MINUTE_MS)) for _ in range(accounts)]
+        kind = Sliding if switches.order_windows_slide else Window
+        self._orders = [(kind(TEN_SECONDS_MS), kind(MINUTE_MS)) for _ in range(accounts)]
         self._strikes = 0
         self._banned_until_wall_ms = 0
         self._ban_ms = BAN_FIRST_MS
@@ -81,12 +116,12 @@ class Limiter:
         short, long = self._orders[account]
         short.roll(wall_ms)
         long.roll(wall_ms)
-        if short.count + ten_seconds > self._limits.orders_per_10s:
-            raise ApiError(-1015, self._limits.orders_per_10s, "10 SECOND", retry_after_s=(TEN_SECONDS_MS - wall_ms % TEN_SECONDS_MS) // 1000 + 1)
-        if long.count + minute > self._limits.orders_per_minute:
-            raise ApiError(-1015, self._limits.orders_per_minute, "1 MINUTE", retry_after_s=(MINUTE_MS - wall_ms % MINUTE_MS) // 1000 + 1)
-        short.count += ten_seconds
-        long.count += minute
+        for window, more, most, span in ((short, ten_seconds, self._limits.orders_per_10s, "10 SECOND"),
+                                         (long, minute, self._limits.orders_per_minute, "1 MINUTE")):  # fmt: skip
+            if window.count + more > most:
+                raise ApiError(-1015, most, span, status=self._status, retry_after_s=window.next_ms(wall_ms) // 1000 + 1)
+        short.add(ten_seconds, wall_ms)
+        long.add(minute, wall_ms)
 
     def order_counts(self, account: int, wall_ms: int) -> tuple[int, int]:
         short, long = self._orders[account]

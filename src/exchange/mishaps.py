@@ -117,7 +117,8 @@ class Mishaps:
             self._chaos.cancel()
             self._chaos = None
         self._venue.faults.clear()
-        self._venue.limiter.pardon()
+        for limiter in (self._venue.limiter, self._venue.ws_limiter):
+            limiter.pardon()
         self._streams.respoil()
         self._settle()
 
@@ -201,7 +202,8 @@ class Mishaps:
         self._venue.at_once(lambda: core.algo.vanish_all(wanted))
 
     def _ban(self, rule: Rule) -> None:
-        self._venue.limiter.ban(self._venue.wall_ms(), int(1000 * (rule.for_s or 120)))
+        for limiter in (self._venue.limiter, self._venue.ws_limiter):
+            limiter.ban(self._venue.wall_ms(), int(1000 * (rule.for_s or 120)))
 
     def _gap(self, rule: Rule) -> None:
         core, index = self._venue.core, self._venue.state.index[rule.door]

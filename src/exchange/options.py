@@ -35,6 +35,14 @@ class Switches:
     order_test_body: bool = False  # order/test answers {} rather than an order
     bracket_as_array: bool = True  # leverageBracket?symbol= answers an array
     triggered_before_new: bool = False  # the spawned order's event comes before ALGO_UPDATE TRIGGERED
+    unrouted_delivers_all: bool = False  # sockets without a route deliver public streams alone; the demo venue delivers all
+    mixed_routes_deliver: bool = False  # a stream of another route is acknowledged and silent
+    stp_default_everywhere: bool = True  # EXPIRE_MAKER unless said otherwise; else NONE for batches, the WS API and conditional orders
+    decoded_signature_accepted: bool = False  # only over the bytes as they came, not over what they decode to
+    retry_after: bool = True  # 429 and 418 carry Retry-After
+    order_windows_slide: bool = True  # orders of the last 10 s and minute count; else of the window on the clock
+    ws_api_weight_shared: bool = True  # the WS API uses up the weight of REST
+    order_limit_status: int = 429  # the HTTP status of -1015
 
 
 @dataclass(frozen=True, slots=True)

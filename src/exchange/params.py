@@ -53,6 +53,10 @@ class Params:
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
+    def also(self, name: str, value: str) -> Params:
+        """These and one more."""
+        return Params({**self._values, name: value})
+
     def raw(self, name: str) -> str:
         """What was sent, unchecked; empty where nothing was."""
         return self._values.get(name, "")

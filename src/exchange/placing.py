@@ -252,6 +252,8 @@ class Placing:
             raise ApiError(-2013)
         if order.type != "LIMIT":
             raise ApiError(-5025)
+        if self._state.standings[order.symbol].status != "TRADING":
+            raise ApiError(-5024)
         if not self._state.quotes.seen(order.symbol):
             raise ApiError(-1112)
         if order.side is not entry.side:

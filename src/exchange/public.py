@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from src.exchange import depth
 from src.exchange.call import Call
 from src.exchange.candles import DAY_MS, HOUR_MS, INTERVALS, MINUTE_MS, Day, candles, length_of, open_of, rest_rows
 from src.exchange.entry import optional_symbol, symbol_of
@@ -102,25 +101,13 @@ def depth_weight(params: Params) -> int:
     return 2 if limit <= 50 else {100: 5, 500: 10, 1000: 20}[limit]
 
 
-def book_sides(call: Call, symbol: int, limit: int) -> tuple[list[list[str]], list[list[str]]]:
-    """Bids and asks of the modelled book as text."""
-    quotes, words = call.venue.state.quotes, call.venue.words
-    if not quotes.seen(symbol):
-        return [], []
-    price, qty = words.price[symbol], words.qty[symbol]
-    bids = [[price(t), qty(s)] for t, s in islice(depth.levels(quotes.bids(symbol), -1), limit)]
-    asks = [[price(t), qty(s)] for t, s in islice(depth.levels(quotes.asks(symbol), 1), limit)]
-    return bids, asks
-
-
 def order_book(call: Call) -> dict[str, Any]:
     symbol = symbol_of(call.params, call.venue.state.index)
-    bids, asks = book_sides(call, symbol, _depth_limit(call.params))
-    quotes = call.venue.state.quotes
-    return {
-        "lastUpdateId": quotes.update(symbol), "E": call.venue.state.now_ms, "T": int(quotes.time_ms[symbol]), "bids": bids,
-        "asks": asks,
-    }  # fmt: skip
+    limit = _depth_limit(call.params)
+    shown, words = call.venue.shown.of(symbol, limit), call.venue.words
+    price, qty = words.price[symbol], words.qty[symbol]
+    bids, asks = ([[price(t), qty(s)] for t, s in islice(side.items(), limit)] for side in (shown.bids, shown.asks))
+    return {"lastUpdateId": shown.update, "E": call.venue.state.now_ms, "T": shown.time_ms, "bids": bids, "asks": asks}
 
 
 def trades(call: Call) -> list[dict[str, Any]]:

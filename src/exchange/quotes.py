@@ -103,6 +103,7 @@ class Quotes:
         """The whole market of a symbol jumps."""
         for side in (self.last, self.bid, self.ask):
             side[symbol] += ticks
+        self.moves[symbol] += 1
         self.mark_e8[symbol] += ticks * self._tick_e8[symbol]
         self._jumped_e8[symbol] += ticks * self._tick_e8[symbol]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from aiohttp import web
@@ -141,7 +142,7 @@ class Rest:
             status = 200
         except ApiError as refusal:
             status, value = refusal.status, refusal.body()
-            if refusal.retry_after_s is not None:
+            if refusal.retry_after_s is not None and self._venue.options.switches.retry_after:
                 headers["Retry-After"] = str(refusal.retry_after_s)
         except web.HTTPException:
             raise
@@ -164,6 +165,14 @@ class Rest:
             headers |= {"x-mbx-order-count-10s": str(short), "x-mbx-order-count-1m": str(long)}
         return web.Response(body=text or msgspec.json.encode(value), status=status or 503, headers=headers | _JSON)
 
+    def _verify(self, key: str, payload: bytes, signature: str) -> None:
+        try:
+            self._venue.keyring.verify(key, payload, signature)
+        except ApiError:
+            if not self._venue.options.switches.decoded_signature_accepted:
+                raise
+            self._venue.keyring.verify(key, unquote_to_bytes(payload), signature)
+
     async def _answer(self, endpoint: Endpoint, door: str, key: str, *, query: str, body: str) -> tuple[int, Any]:
         venue, wall = self._venue, self._venue.wall_ms()
         params = Params(parse_pairs(query, body))
@@ -178,7 +187,7 @@ class Rest:
             if not signature:
                 raise ApiError(-1102, "signature")
             sent, window = check_time(params, venue.told_ms(), venue.clock.speed)
-            venue.keyring.verify(key, payload, signature)
+            self._verify(key, payload, signature)
         if endpoint.orders is not None:
             venue.limiter.count_orders(account, wall, *endpoint.orders)
         call = Call(venue, params, account, sent - venue.skew_ms if sent else 0, window, venue.lag_ms(door))

@@ -17,6 +17,9 @@ from src.exchange.orders import ZERO, AlgoEvent, Fill, Order, OrderEvent, q8, st
 from src.exchange.quotes import HOUR_MS
 from src.exchange.state import CLOSED, Standing, State
 
+MARGIN_CALL_RATIO = Decimal("0.8")
+"""Of a margin balance: when maintenance needs so much of it, its user is warned."""
+
 
 class Settlement:
     """Chores of the venue on a :class:`State`."""
@@ -25,6 +28,7 @@ class Settlement:
         self._state = state
         self._execution = execution
         self._countdowns: dict[tuple[int, int], int] = {}
+        self._warned: set[tuple[int, str]] = set()
 
     def second(self) -> None:
         """A market second has passed, marks are fresh."""
@@ -111,14 +115,28 @@ class Settlement:
                 continue  # no price was ever seen: nothing can be said
             maint = maintenance(state.specs[position.symbol].brackets, mark * position.qty)
             if account.setting(position.symbol).isolated:
-                if position.isolated_wallet + position.unrealised(mark) <= maint:
+                balance = position.isolated_wallet + position.unrealised(mark)
+                if balance <= maint:
                     self._seize(account, [position], position.isolated_wallet)
+                self._warn(account, [position], balance, maint)
             else:
                 cross.append(position)
                 cross_maint += maint
                 cross_balance += position.unrealised(mark)
         if cross and cross_balance <= cross_maint:
             self._seize(account, cross, account.cross_wallet)
+        self._warn(account, cross, cross_balance, cross_maint)
+
+    def _warn(self, account: AccountState, positions: list[Position], balance: Decimal, maint: Decimal) -> None:
+        """MARGIN_CALL, once each time that most of a margin is needed and it has not been seized."""
+        state, live = self._state, [p for p in positions if p.qty]
+        isolated = any(account.setting(p.symbol).isolated for p in positions)
+        place = account.index, f"{positions[0].symbol}:{positions[0].side}" if isolated else "cross"
+        if not live or maint < balance * MARGIN_CALL_RATIO:
+            self._warned.discard(place)
+        elif place not in self._warned:
+            self._warned.add(place)
+            state.say(account.index, events.margin_call(state, account, live, isolated))
 
     def _seize(self, account: AccountState, positions: list[Position], margin: Decimal) -> None:
         """Close positions whose margin (a wallet, before unrealised results) is used up."""

@@ -173,7 +173,7 @@ class Streams:
                 listener.keys.setdefault(name, None)
             return
         is_public = _PUBLIC_NAME.fullmatch(name) is not None
-        if is_public != (listener.route in (PUBLIC, UNROUTED)):
+        if is_public != (listener.route in (PUBLIC, UNROUTED)) and not self._delivers_all(listener):
             return
         channel = self.channels.get(name)
         if channel is None:
@@ -181,6 +181,10 @@ class Streams:
             self._respoil(channel)
         (channel.combined if listener.combined else channel.raw)[listener.connection] = None
         self.changed += 1
+
+    def _delivers_all(self, listener: Listener) -> bool:
+        switches = self._venue.options.switches
+        return switches.unrouted_delivers_all if listener.route == UNROUTED else switches.mixed_routes_deliver
 
     def _unsubscribe(self, listener: Listener, name: str) -> None:
         listener.names.pop(name, None)

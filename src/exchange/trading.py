@@ -106,6 +106,13 @@ def _batch(call: Call) -> list[Params]:
     return [Params({str(k): as_text(v) for k, v in row.items() if v is not None}) for row in rows]
 
 
+def _unsaid(call: Call, params: Params) -> Params:
+    """With the self-trade prevention that stands where none is named, if that is another one here."""
+    if call.venue.options.switches.stp_default_everywhere or "selfTradePreventionMode" in params:
+        return params
+    return params.also("selfTradePreventionMode", "NONE")
+
+
 def as_text(value: Any) -> str:
     """A JSON value as the text that the same parameter has in a query."""
     if isinstance(value, bool):
@@ -131,7 +138,7 @@ async def _each(makers: list[Callable[[], Awaitable[Any]]]) -> list[Any]:
 
 
 def place_batch(call: Call) -> Awaitable[Any]:
-    return _each([lambda row=row: call.venue.at_book(_placer(call, row)) for row in _batch(call)])  # type: ignore[misc]
+    return _each([lambda row=row: call.venue.at_book(_placer(call, _unsaid(call, row))) for row in _batch(call)])  # type: ignore[misc]
 
 
 def modify_batch(call: Call) -> Awaitable[Any]:
@@ -251,7 +258,7 @@ def user_trades(call: Call) -> Any:
 
 def place_algo(call: Call) -> Awaitable[Any]:
     state = call.venue.state
-    entry = parse_algo(call.params, state.index, state.specs, hedge=call.account.hedge, now_ms=call.venue.now_ms())
+    entry = parse_algo(_unsaid(call, call.params), state.index, state.specs, hedge=call.account.hedge, now_ms=call.venue.now_ms())
 
     def at_book() -> Any:
         call.check_engine_window()

@@ -21,6 +21,7 @@ from src.exchange.faults import Faults
 from src.exchange.limits import Limiter
 from src.exchange.listen_keys import ListenKeys
 from src.exchange.options import ExchangeOptions
+from src.exchange.shown import ShownBooks
 from src.exchange.state import Changes, UserEvent
 
 TICK_S = 0.006
@@ -62,8 +63,11 @@ class Venue:
         self.clock = clock
         self.words = Wording(core.market.symbols)
         self.days = Days(core.market)
+        self.shown = ShownBooks(core.state.quotes)
         self.keyring = Keyring(options.accounts)
-        self.limiter = Limiter(options.limits, len(options.accounts))
+        self.limiter = Limiter(options.limits, options.switches, len(options.accounts))
+        shared = options.switches.ws_api_weight_shared
+        self.ws_limiter = self.limiter if shared else Limiter(options.limits, options.switches, len(options.accounts))
         self.listen_keys = ListenKeys(options.limits.listen_key_life_s)
         self.latency_ms = options.latency_ms
         self.faults = Faults()

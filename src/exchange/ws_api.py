@@ -48,6 +48,7 @@ METHODS: dict[str, Endpoint] = {
     "userDataStream.ping": Endpoint(account_ops.extend_listen_key, KEY, 1),
     "userDataStream.stop": Endpoint(account_ops.close_listen_key, KEY, 1),
 }
+_PLACING = ("order.place", "algoOrder.place")
 SESSION_METHODS = ("session.logon", "session.status", "session.logout")
 SESSION_WEIGHT = 2
 
@@ -87,7 +88,7 @@ class WsApi:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         venue = self._venue
         try:
-            venue.limiter.weigh(HANDSHAKE_WEIGHT, venue.wall_ms(), market_ms=venue.now_ms(), speed=venue.clock.speed)
+            venue.ws_limiter.weigh(HANDSHAKE_WEIGHT, venue.wall_ms(), market_ms=venue.now_ms(), speed=venue.clock.speed)
         except ApiError as refusal:
             return web.Response(status=refusal.status, body=msgspec.json.encode(refusal.body()), content_type="application/json")
         connection = Connection(replace(venue.options.limits, messages_per_second=0))
@@ -142,7 +143,7 @@ class WsApi:
         whole = {"id": request_id, **answer}
         if show:
             orders = endpoint is not None and endpoint.orders is not None
-            whole["rateLimits"] = self._venue.limiter.usage(account, self._venue.wall_ms(), orders)
+            whole["rateLimits"] = self._usage(account, orders)
         text_out = msgspec.json.encode(whole)
         connection.send_text(text_out if spoil is None else spoiled(spoil, text_out))
 
@@ -160,12 +161,13 @@ class WsApi:
 
     def _pay(self, endpoint_weight: int) -> None:
         venue = self._venue
-        venue.limiter.weigh(endpoint_weight, venue.wall_ms(), market_ms=venue.now_ms(), speed=venue.clock.speed)
+        venue.ws_limiter.weigh(endpoint_weight, venue.wall_ms(), market_ms=venue.now_ms(), speed=venue.clock.speed)
 
     async def _answer(self, method: str, endpoint: Endpoint, session: Session, raw: dict[str, Any]) -> tuple[int | None, Any]:
         venue = self._venue
         values = {name: as_text(value) for name, value in raw.items() if value is not None}
-        params = Params(values)
+        unsaid = method in _PLACING and not venue.options.switches.stp_default_everywhere
+        params = Params(({"selfTradePreventionMode": "NONE"} if unsaid else {}) | values)
         self._pay(endpoint.cost(params))
         account, sent, window = -1, 0, 0
         if endpoint.security is not Security.NONE:
@@ -179,6 +181,11 @@ class WsApi:
             venue.limiter.count_orders(account, venue.wall_ms(), *endpoint.orders)
         call = Call(venue, params, account, sent - venue.skew_ms if sent else 0, window, venue.lag_ms(method))
         return (account if account >= 0 else None), await carried_out(venue.faults, method, params, lambda: endpoint.operation(call))
+
+    def _usage(self, account: int | None, orders: bool) -> list[dict[str, object]]:
+        venue = self._venue
+        rows = venue.limiter.usage(account, venue.wall_ms(), orders)
+        return [*rows[:-1], *venue.ws_limiter.usage(None, venue.wall_ms(), orders=False)]
 
     def _verify(self, key: str, values: dict[str, str]) -> None:
         signature = values.get("signature")
