@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from src.audit import Auditor
 from src.brain import Brain, Decider, obey, tell_errors
 from src.bus import EventBus
 from src.clock import Clock, monotonic_ns
@@ -41,7 +42,7 @@ from src.trade import Desk, Trade
 from src.venue.budget import shared_governor, show_use
 from src.venue.errors import CLOCK_SKEW, code_of
 from src.venue.orders import ClientIds
-from src.venue.queries import commission_rate, maintenance_rates, validate_binance_keys
+from src.venue.queries import commission_rate, klines, maintenance_rates, validate_binance_keys
 from src.venue.rest import Rest
 from src.venue.signing import Credentials
 from src.venue.user_stream import UserStream
@@ -281,7 +282,8 @@ class Room:
         life, clock, market = self.life, self.given.clock, self.brain.market
         mine = [asyncio.ensure_future(work) for work in (
             life.stop.wait(), self._steady(), self._rechecks(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
-            keep_prepared(self.trade, self.rest, self.rules, self.leverage, life.stop))]  # fmt: skip
+            keep_prepared(self.trade, self.rest, self.rules, self.leverage, life.stop),
+            Auditor(market, self._klines, clock, life.block).run())]  # fmt: skip
         waiting = {*mine, *connections}
         try:
             while not life.stop.is_set():
@@ -291,6 +293,9 @@ class Room:
         finally:
             for task in mine:
                 task.cancel()
+
+    async def _klines(self, symbol: str, start_ms: int, limit: int) -> Any:
+        return await klines(self.data, symbol, self.life.settings.candle_interval, start_ms=start_ms, limit=limit)
 
     async def _ticks(self) -> None:
         while True:

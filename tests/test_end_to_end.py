@@ -86,6 +86,17 @@ def test_the_heartbeat_can_be_read(started: Process) -> None:
     started.wait_line("📊 Report: ", 5)
 
 
+def test_candles_equal_the_venues_own(started: Process) -> None:
+    url = health_url(started).replace("/health", "/metrics")
+
+    def metric(name: str) -> float:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return float(next(line for line in answer.read().decode().splitlines() if line.startswith(f"aegis_{name}{{")).split()[-1])
+
+    until(lambda: metric("audit_equal") > 0, 60, what="an audit")
+    assert metric("audit_unexplained") == metric("audit_late") == 0
+
+
 def test_sigterm_stops_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     before = set(os.listdir("/dev/shm"))
     with running([], daemon_env(tmp_path, **FAST)) as process:

@@ -17,7 +17,7 @@ LAYERS = (
      "recordings", "data", "archive", "venue"),
     ("market_universe", "conflate", "indicators", "smc", "features", "bars", "setups", "market_state"),
     ("teacher", "student", "risk", "slots", "portfolio", "account_view"),
-    ("links", "recorder", "sockets", "silence", "gaps", "feed", "renewal", "gateway", "trade", "recovery", "preparation", "brain",
+    ("links", "recorder", "sockets", "silence", "gaps", "feed", "renewal", "gateway", "trade", "recovery", "preparation", "audit", "brain",
      "reconciliation",
      "system_monitor", "maintenance", "dashboard", "orchestrator", "download"),
     ("brain_process", "processes", "supervisor", "main"),
