@@ -145,7 +145,7 @@ class Trade:
         return total
 
     def _mark_price(self, symbol: str) -> Decimal:
-        """0 where no price is known, as for symbols that are not of this run."""
+        """0 where none is known."""
         mark = self._desk.quote_of(symbol).mark if symbol in self._desk.rules else 0.0
         return Decimal(repr(mark)) if mark > 0 else ZERO
 
@@ -174,9 +174,9 @@ class Trade:
         self._desk.bus.publish(Topic.ORDER_REJECTED, (signal.symbol, reason))
 
     def _price_of(self, symbol: str) -> Decimal:
-        quote = self._desk.quote_of(symbol)
-        slot = self._desk.portfolio.slots.get(symbol)
-        price = quote.bid if slot is not None and slot.side is Side.BUY else quote.ask
+        """What it could be left at; 0 where no price is known, as for symbols that are not of this run."""
+        quote, slot = self._desk.quote_of(symbol) if symbol in self._desk.rules else None, self._desk.portfolio.slots.get(symbol)
+        price = 0.0 if quote is None else quote.bid if slot is not None and slot.side is Side.BUY else quote.ask
         return Decimal(repr(price)) if price > 0 else ZERO
 
     def _view(self, signal: Signal, *, without: str = "") -> View:
