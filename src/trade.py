@@ -83,7 +83,7 @@ class Trade:
         self.view = AccountView()
         self.holds: dict[str, str] = {"start": "starting: not reconciled yet", "stream": "the user stream is not connected yet"}
         self.prepared: set[str] = set()
-        self.leverage = 0
+        self.leverage, self.epoch_ms = 0, desk.ids.epoch_ms
         self.evidence = False
         self.recovering = False
         self.reconciling = asyncio.Lock()
@@ -105,10 +105,6 @@ class Trade:
     def halted(self) -> str:
         """Why nothing may open now; empty when it may."""
         return "; ".join(self.holds.values())
-
-    @property
-    def epoch_ms(self) -> int:
-        return self._desk.ids.epoch_ms
 
     @property
     def account(self) -> Account:
@@ -439,10 +435,12 @@ class Trade:
         self._on_outcome(update)
 
     def on_fill(self, fill: Fill) -> bool:
-        """Journal it; True if it is new."""
+        """Journal it; True if it is new. While the journal cannot be written, that is what neither stands there nor waits for it."""
         wrote: list[bool] = []
-        self._write(lambda: wrote.append(self._desk.journal.fill(fill)))
-        if wrote == [False]:
+        key, known = f"fill {fill.symbol} {fill.trade_id}", partial(self.journal.has_fill, fill.symbol, fill.trade_id)
+        if self._unwritten and (key in self._unwritten or self._read(known, False)):
+            return False
+        if self._write(lambda: wrote.append(self.journal.fill(fill)), key=key) and not wrote[0]:
             return False
         self._desk.block.add("fills")
         info(f"fill {fill.side} {fill.symbol} {fill.qty} at {fill.price}", order=fill.client_id, trade=fill.trade_id)
