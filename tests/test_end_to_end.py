@@ -215,7 +215,10 @@ def test_a_start_protects_what_it_finds(tmp_path: Path, victim: str) -> None:
         for stop in stops_of(urls, symbol):
             signed(urls, "DELETE", "/fapi/v1/algoOrder", algoId=stop["algoId"])
         with running([], env) as second:
+            os.kill(second.pid_of("Feed"), signal.SIGSTOP)  # money first: neither a market nor kernels are needed for this
             second.wait_line("♻️ Recovered ", 60)
+            until(lambda: stops_of(urls, symbol) or position_of(urls) is None, 5, what="protection before there is a market")
+            os.kill(second.pid_of("Feed"), signal.SIGCONT)
             second.wait_line("✅ All processes running")
             until(lambda: stops_of(urls, symbol) or position_of(urls) is None, 5, what="protection")
             assert second.stop() == 0
