@@ -260,7 +260,7 @@ Start = Callable[..., Any]
 @cache
 def compiled() -> None:
     """No test waits for kernels longer than its deadline."""
-    warm_up(lambda done, total, name: None)
+    warm_up()
 
 
 @asynccontextmanager
@@ -577,6 +577,7 @@ async def moving(s: Scene, *symbols: SymbolRules, every_s: float = 0.05) -> Asyn
                 await s.venue.quote(one.symbol, now_ms, bid=f"{90 + identity % 9}.5")
                 await s.venue.trade(one.symbol, identity, now_ms, qty="1")
                 await s.venue.send("market", f"{one.symbol.lower()}@markPrice@1s", mark(one.symbol, now_ms))
+            await s.venue.marks(now_ms, *(one.symbol for one in symbols))
             await asyncio.sleep(every_s)
 
     task = asyncio.create_task(move())
@@ -618,7 +619,7 @@ async def test_a_mute_socket_among_several_is_hung_up_and_dialled_again_and_the_
     async with scene(BTC, ETH, streams_per_socket=3, patience=replace(QUICK, mute_s=0.4)) as s, moving(s, BTC, ETH):
         await s.reader.count(TRADE, 4)
         others = [client for client in s.venue.clients if "btcusdt@aggTrade" not in client.names]
-        s.venue.mute = {"btcusdt@aggTrade"}
+        s.venue.mute = {"btcusdt@aggTrade", "!markPrice@arr@1s"}
         await s.venue.until(lambda: s.venue.connects["market"] == 3)
         s.venue.mute = set()
         (healed,) = await s.reader.count(HEALED)

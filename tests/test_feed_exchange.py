@@ -36,14 +36,16 @@ DEADLINE_S = 30.0
 
 
 class Tape:
-    """The Brain's end of the ring: the Brain's own market, and every slot that is not a quote or a mark."""
+    """The Brain's end of the ring: every slot that is not a quote or a mark and, with a ``history``, the Brain's own market."""
 
     def __init__(self, ring: Ring, steps: npt.NDArray[np.float64], history: int) -> None:
         self.ring = ring
         self.parts: list[npt.NDArray[np.void]] = []
         self.time_ms = 0
-        self.state = MarketState(NAMES, steps, candle_ms=MINUTE, setup_ms=5 * MINUTE, context_ms=30 * MINUTE, history=history)
-        self.state.warm_up()
+        self.state: MarketState | None = None
+        if history:
+            self.state = MarketState(NAMES, steps, candle_ms=MINUTE, setup_ms=5 * MINUTE, context_ms=30 * MINUTE, history=history)
+            self.state.warm_up()
         self.gapped: dict[int, bool] = {}
         self.able: dict[int, bool] = {}
         self.gaps = self.unfilled = 0
@@ -58,8 +60,9 @@ class Tape:
         self._news.set()
 
     def _take(self, slots: npt.NDArray[np.void]) -> None:
-        position, more = 0, len(slots) > 0
+        position, more = 0, len(slots) > 0 and self.state is not None
         while more:
+            assert self.state is not None
             batch = self.state.consume_array(slots, position)
             position, more = position + batch.consumed, batch.more
         kept = slots[np.isin(slots["kind"], (TRADE, GAP, HEALED, STATE, TIME))]
@@ -143,7 +146,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(history: int = 600, routed: bool = True, **changes: Any) -> AsyncIterator[Scene]:
+async def scene(history: int = 0, routed: bool = True, **changes: Any) -> AsyncIterator[Scene]:
     """A local exchange at 60 times the speed, three symbols on two market sockets and one public one."""
     compiled()
     stop, feed_stop, ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -285,6 +288,7 @@ async def test_a_day_of_mishaps_leaves_every_candle_as_the_sender_has_it(minutes
         await s.tape.until(lambda: s.tape.time_ms >= end and s.sound(), DEADLINE_S + 10.0)
         await asyncio.sleep(1.1)  # counters are written once a second
         figures = {name: s.get(name) for name in ("trades", "gaps", "healed", "reconnects", "mute_sockets", "mute_streams", "bad_frames", "probes")}
+        assert s.tape.state is not None
         slots, marked = s.tape.slots(), 0
         for i in range(len(NAMES)):
             sent, found = await s.sender(begin, i, minutes), candles_of(slots, i)
