@@ -42,6 +42,12 @@ def rules(name: str, step: str = "0.001") -> SymbolRules:
     return SymbolRules(name, Decimal("0.1"), Decimal(step), one, one, one, one, one, one)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """As the process does before it connects, so that no deadline here waits for a compiler."""
+    warm_up(lambda done, total, name: None)
+
+
 BTC, ETH, DOGE = rules("BTCUSDT"), rules("ETHUSDT"), rules("DOGEUSDT", "1")
 
 
