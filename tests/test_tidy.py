@@ -15,7 +15,7 @@ LAYERS = (
     ("config", "models"),
     ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "sole", "journal", "interleave", "store",
      "recordings", "data", "archive", "venue"),
-    ("market_universe", "conflate", "indicators", "smc", "features", "bars", "setups", "market_state"),
+    ("market_universe", "conflate", "wire", "indicators", "smc", "features", "bars", "setups", "market_state"),
     ("teacher", "student", "risk", "slots", "portfolio", "account_view"),
     ("links", "recorder", "sockets", "silence", "gaps", "feed", "renewal", "gateway", "trade", "recovery", "preparation", "audit", "brain",
      "reconciliation",
