@@ -1,14 +1,16 @@
 """What the Brain process runs: builds Brain and Trade around one loop, in the order that protects money first.
 
-Kernels, then the journal and the venue's word on what is held (``recovery``), then ready; history, leverage and with them new entries come
-after, in the background. On stop: no new entries, what is in flight settles, stops stay on the exchange unless ON_SHUTDOWN=flatten.
+The journal and the venue's word on what is held (``recovery``), which need neither market nor kernels; then kernels, in a thread, and the
+symbol table; then ready; history, leverage and with them new entries come after, in the background. On stop: no new entries, what is in
+flight settles, stops stay on the exchange unless ON_SHUTDOWN=flatten.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from src.audit import Auditor
 from src.brain import Brain, Decider, obey, tell_errors
 from src.bus import EventBus
 from src.clock import Clock, monotonic_ns
@@ -41,7 +44,7 @@ from src.trade import Desk, Trade
 from src.venue.budget import shared_governor, show_use
 from src.venue.errors import CLOCK_SKEW, code_of
 from src.venue.orders import ClientIds
-from src.venue.queries import commission_rate, maintenance_rates, validate_binance_keys
+from src.venue.queries import commission_rate, klines, maintenance_rates, symbol_rules, validate_binance_keys
 from src.venue.rest import Rest
 from src.venue.signing import Credentials
 from src.venue.user_stream import UserStream
@@ -58,6 +61,7 @@ STREAM_DOWN = "the user stream is down"
 MAINTENANCE_FALLBACK = Decimal("0.05")
 SLIPPAGE = 0.0001
 """Expected one way, as a share of the price, for the cost rule; what an entry may slip at most is MAX_SLIPPAGE_BPS."""
+FEE_SYMBOL = "BTCUSDT"
 FEE_FALLBACK = (Decimal("0.0002"), Decimal("0.0005"))
 
 
@@ -84,44 +88,67 @@ def limit_of(s: Settings) -> Limit:
 
 async def run_brain(life: Life, given: Given) -> None:
     """Until ``life.stop``, or until something ends the process."""
-    warm_up()
-    symbols = await _table(life)
-    if not symbols:
-        return  # stopped before there was a market
     async with sole_child(life.settings.state_dir, "brain"):
         journal = Journal(life.settings.state_dir)
         try:
-            await _trade(life, given, journal, symbols)
+            await _trade(life, given, journal)
         finally:
             journal.close()
 
 
-async def _table(life: Life) -> tuple[SymbolRules, ...]:
-    """The symbol table, which the Feed makes and the supervisor hands on; empty where the stop came first."""
-    arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    hear(life.pipe, lambda message: None if arrived.done() else arrived.set_result(message))
-    stopped: asyncio.Future[Any] = asyncio.ensure_future(life.stop.wait())
-    await asyncio.wait([arrived, stopped], return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not arrived.done():
-        return ()
-    word, table = arrived.result()
-    assert word == "table", word
-    return tuple(table)
-
-
-async def _trade(life: Life, given: Given, journal: Journal, symbols: tuple[SymbolRules, ...]) -> None:
+async def _trade(life: Life, given: Given, journal: Journal) -> None:
     governor = shared_governor(given.clock, life.counters, life.block)
     rest = Rest(given.urls.rest, clock=given.clock, governor=governor, credentials=Credentials(*given.keys))
     data = rest if given.urls.data == given.urls.rest else Rest(given.urls.data, clock=given.clock, governor=governor)
     try:
         await rest.sync_time()
         await validate_binance_keys(rest)
-        fee, rates = await _rates(rest, symbols[0].symbol)
-        await Room(life, given, journal, symbols, Terms(rest, data, fee, rates)).live()
+        rules, _ = await symbol_rules(rest)
+        fee, rates = await _rates(rest, next(iter(rules), FEE_SYMBOL))
+        await Room(life, given, journal, Terms(rest, data, rules, fee, rates)).live()
     finally:
         await rest.close()
         await data.close()
+
+
+async def _first(life: Life, awaited: Sequence[asyncio.Future[Any]], running: Sequence[asyncio.Future[Any]]) -> bool:
+    """Wait for all that is awaited, or for the stop. True: all of it is done. Raises what ends something that should be running."""
+    stopped: asyncio.Future[Any] = asyncio.ensure_future(life.stop.wait())
+    together = asyncio.gather(*awaited)
+    done, _ = await asyncio.wait([together, stopped, *running], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    for ended in done - {stopped}:
+        ended.result()
+    return together.done() or not together.cancel()
+
+
+def _told(life: Life) -> asyncio.Future[Any]:
+    """The symbol table, which the Feed makes and the supervisor hands on."""
+    arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    hear(life.pipe, lambda message: None if arrived.done() else arrived.set_result(message))
+    return arrived
+
+
+def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
+    """Kernels take long to load, and longer to compile, and the loop has positions to look after. No pool: its end would wait."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def finish(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_result(None) if error is None else done.set_exception(error)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except Exception as raised:  # told where it is waited for
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(finish, error)
+
+    threading.Thread(target=run, name="kernels", daemon=True).start()
+    return done
 
 
 def _make_brain(life: Life, given: Given, journal: Journal, bus: EventBus, symbols: tuple[SymbolRules, ...]) -> Brain:
@@ -165,30 +192,31 @@ async def _rates(rest: Rest, symbol: str) -> tuple[tuple[Decimal, Decimal], dict
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The venue as this account sees it: REST, (maker, taker) commission, and the maintenance margin ratio by symbol.
-
-    ``data``: REST of the market; the same, but in paper.
+    """The venue as this account sees it: REST, the rules of all symbols, (maker, taker) commission, and the maintenance margin ratio by
+    symbol. ``data``: REST of the market; the same, but in paper.
     """
 
     rest: Rest
     data: Rest
+    rules: dict[str, SymbolRules]
     fee: tuple[Decimal, Decimal]
     maintenance: dict[str, Decimal]
 
 
 class Room:
-    """Brain, Trade and their connections, wired once; ``live`` runs them from recovery to the last answer."""
+    """Trade and its connections, wired once, and the Brain when there is a market; ``live`` runs them from recovery to the last answer."""
 
-    def __init__(self, life: Life, given: Given, journal: Journal, symbols: tuple[SymbolRules, ...], terms: Terms) -> None:
+    brain: Brain
+
+    def __init__(self, life: Life, given: Given, journal: Journal, terms: Terms) -> None:
         self.life, self.given, self.journal = life, given, journal
         self.rest, self.data = terms.rest, terms.data
         s, clock, block = life.settings, given.clock, life.block
-        bus = EventBus(tell_errors(block))
-        self.brain = _make_brain(life, given, journal, bus, symbols)
+        self.bus = EventBus(tell_errors(block))
         self.ws = WsApi(given.urls.ws_api, clock=clock, credentials=Credentials(*given.keys), offset_ms=lambda: self.rest.offset_ms,
                         governor=self.rest.governor, on_state=lambda up: block.set("ws_api_live", int(up)), on_fault=self._fault)  # fmt: skip
-        self.rules = {r.symbol: r for r in symbols}
-        self.gateway = Gateway(self.rest, self.ws, self.rules, s.protection_price)
+        self.rules: dict[str, SymbolRules] = {}  # of what is traded in this run
+        self.gateway = Gateway(self.rest, self.ws, terms.rules, s.protection_price)
         ids = ClientIds(self.rest.timestamp())
         self.portfolio = Portfolio(
             s.max_open_positions, cooldown_ms=s.cooldown_seconds * 1000, naked_ns=s.naked_limit_ms * 1_000_000, next_id=ids.next,
@@ -197,20 +225,27 @@ class Room:
         if (memory := journal.recall("limits")) is not None:
             limits.recall(memory)
         self.trade = Trade(Desk(
-            clock=clock, journal=journal, portfolio=self.portfolio, gateway=self.gateway, bus=bus, block=block, limit=limit_of(s), limits=limits,
-            ids=ids, rules=self.rules, quote_of=self.brain.quote_of, fee=terms.fee,
+            clock=clock, journal=journal, portfolio=self.portfolio, gateway=self.gateway, bus=self.bus, block=block, limit=limit_of(s), limits=limits,
+            ids=ids, rules=self.rules, quote_of=lambda symbol: self.brain.quote_of(symbol), fee=terms.fee,
             maintenance=lambda symbol: terms.maintenance.get(symbol, MAINTENANCE_FALLBACK)), life.fail)  # fmt: skip
-        student = self.brain.decider.student
-        self.trade.evidence = student is not None and student.may_trade_live
-        self.leverage = s.max_leverage_teacher if student is None else s.max_leverage_student
-        block.set("leverage_cap", float(self.leverage))
-        block.set("confidence_source", int(student is not None))
         self.stream = UserStream(self.rest, given.urls.private, on_event=self.trade.on_event, on_state=self._stream_state, on_fault=self._fault)
         self.trade.on_missed = self.stream.restart
         self._streaming = asyncio.Event()
         self._recheck_wanted = asyncio.Event()
         self._told_held: frozenset[str] = frozenset()
         self.trade.holds["stream"] = STREAM_DOWN
+
+    def open_market(self, symbols: tuple[SymbolRules, ...]) -> None:
+        """From now on there is a Brain, and a price of what it reads."""
+        block, s = self.life.block, self.life.settings
+        self.brain = _make_brain(self.life, self.given, self.journal, self.bus, symbols)
+        student = self.brain.decider.student
+        self.trade.evidence = student is not None and student.may_trade_live
+        self.leverage = s.max_leverage_teacher if student is None else s.max_leverage_student
+        block.set("leverage_cap", float(self.leverage))
+        block.set("confidence_source", int(student is not None))
+        self.gateway.learn_rules({r.symbol: r for r in symbols})
+        self.rules |= {r.symbol: r for r in symbols}
 
     def _fault(self, error: AegisError) -> None:
         """A connection could not be made: a bad key ends the process, a clock that is off is set right, the rest tries again by itself."""
@@ -253,15 +288,33 @@ class Room:
 
     async def live(self) -> None:
         """Money first: what is held is recovered and protected, then the market is read, then new entries."""
+        table = _told(self.life)
         connections = [self.ws.start(), self.stream.start()]
         try:
             with contextlib.suppress(TimeoutError):  # without the stream recovery is repeated when it comes
                 async with asyncio.timeout(CONNECT_S):
                     await self._streaming.wait()
             self.trade.recovering = True
-            connections.append(asyncio.ensure_future(self._ticks()))
+            connections += [asyncio.ensure_future(self._ticks()), asyncio.ensure_future(self._rechecks())]
             await recover(self.trade, self.journal, self.portfolio, self.gateway, self.given.clock)
-            self.brain.start(self.life.fail, lambda error: self.trade.latch("halt", f"{type(error).__name__}: {error}"))
+            if await _first(self.life, [table], connections) and await _first(self.life, [_in_thread(warm_up)], connections):
+                word, symbols = table.result()
+                assert word == "table", word
+                await self._trade_market(tuple(symbols), connections)
+            else:
+                await self._settle()
+        finally:
+            for task in connections[2:]:
+                task.cancel()
+            self.trade.remember()
+            await self.stream.close()
+            await self.ws.close()
+
+    async def _trade_market(self, symbols: tuple[SymbolRules, ...], connections: list[asyncio.Task[None]]) -> None:
+        """Read the ring and trade, until stopped."""
+        self.open_market(symbols)
+        self.brain.start(self.life.fail, lambda error: self.trade.latch("halt", f"{type(error).__name__}: {error}"))
+        try:
             commands = {"recheck": self.recheck, "flatten": lambda: self.trade.flatten("flattened by the operator")}
             hear(self.given.control, partial(obey, commands))
             hear(self.given.told, self._on_feed)
@@ -269,19 +322,15 @@ class Room:
             await self._run(connections)
             await self._settle()
         finally:
-            for task in connections[2:]:
-                task.cancel()
             self.brain.stop()
-            self.trade.remember()
-            await self.stream.close()
-            await self.ws.close()
 
     async def _run(self, connections: list[asyncio.Task[None]]) -> None:
         """Until stopped. A task that ends by itself failed, and ends the process: the container starts it anew, and starting is recovering."""
         life, clock, market = self.life, self.given.clock, self.brain.market
         mine = [asyncio.ensure_future(work) for work in (
-            life.stop.wait(), self._steady(), self._rechecks(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
-            keep_prepared(self.trade, self.rest, self.rules, self.leverage, life.stop))]  # fmt: skip
+            life.stop.wait(), self._steady(), keep_history(market, self.data, clock, self.brain.arm, life.stop),
+            keep_prepared(self.trade, self.rest, self.rules, self.leverage, life.stop),
+            Auditor(market, self._klines, clock, life.block).run())]  # fmt: skip
         waiting = {*mine, *connections}
         try:
             while not life.stop.is_set():
@@ -291,6 +340,9 @@ class Room:
         finally:
             for task in mine:
                 task.cancel()
+
+    async def _klines(self, symbol: str, start_ms: int, limit: int) -> Any:
+        return await klines(self.data, symbol, self.life.settings.candle_interval, start_ms=start_ms, limit=limit)
 
     async def _ticks(self) -> None:
         while True:

@@ -274,7 +274,7 @@ def _write_trade(table: Table, staged: Staged, row: int, steps: float, received_
     newest = symbol.fill_at if filled else symbol.trade_at
     at = newest & (len(table.own) - 1)
     record = table.own[at]
-    if newest >= tally.tail and record.time_ms // SECOND_MS == time_ms // SECOND_MS:
+    if newest >= tally.tail and np.int64(record.time_ms) // SECOND_MS == ints[row, 1] // SECOND_MS:
         tally.conflated += 1
     else:
         if filled:

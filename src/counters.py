@@ -82,6 +82,13 @@ BRAIN: dict[str, type] = {
     "last_tick_ns": int,
     "seq_errors": int,
     "missed_wakeups": int,
+    "audit_equal": int,
+    "audit_absent": int,
+    "audit_gapped": int,
+    "audit_late": int,
+    "audit_partial": int,
+    "audit_strange": int,
+    "audit_unexplained": int,
     "handler_errors": int,
     "queue_full": int,
     "equity": float,  # USDT, as are the next three

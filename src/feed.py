@@ -51,6 +51,7 @@ from src.venue.budget import shared_governor, show_use
 from src.venue.messages import AggTrade, ContractInfo
 from src.venue.queries import agg_trades, books, prices
 from src.venue.rest import Rest
+from src.wire import compile_reading
 
 GRACE_WALL_S_MIN = 0.020
 SETTLE_S = 0.005
@@ -161,8 +162,8 @@ class Feed:
 
     # data
 
-    def flush(self, shard: Shard, staged: Staged, rows: int, received_ns: int, last: Any) -> None:
-        """Rows of one socket read, the newest event among them ``last``. Nothing is written once the Feed has stopped."""
+    def flush(self, shard: Shard, staged: Staged, rows: int, received_ns: int, event_ms: int) -> None:
+        """Rows of one socket read, ``event_ms`` the event time of the last. Nothing is written once the Feed has stopped."""
         if self._stopped:
             return
         status = self.conflator.flush(staged, rows, received_ns)
@@ -172,9 +173,9 @@ class Feed:
             self.follow_up(status, received_ns)
         if shard.route is Route.MARKET:
             self._market_rows += rows
-            if shard.event_ms < last.E <= self._limit_ms:
-                before, shard.event_ms = shard.event_ms, last.E
-                if before // SECOND_MS != last.E // SECOND_MS:
+            if shard.event_ms < event_ms <= self._limit_ms:
+                before, shard.event_ms = shard.event_ms, event_ms
+                if before // SECOND_MS != event_ms // SECOND_MS:
                     self._new_second()
 
     def follow_up(self, status: int, now_ns: int) -> None:
@@ -472,6 +473,8 @@ def warm_up(progress: Progress = silently) -> None:
     ring = Ring.create()
     try:
         conflator = Conflator([1.0], ring, 1024)
+        progress("the Feed's frames")
+        compile_reading()
         progress("the Feed's slots")
         conflator.drain()
         progress("the Feed's clock")

@@ -124,6 +124,9 @@ class Journal:
                 str(fill.commission), fill.commission_asset, str(fill.realised), int(fill.maker), fill.time_ms))  # fmt: skip
             return cursor.rowcount == 1
 
+    def has_fill(self, symbol: str, trade_id: int) -> bool:
+        return self._db.execute("SELECT 1 FROM fills WHERE symbol=? AND trade_id=?", (symbol, trade_id)).fetchone() is not None
+
     def save_slot(self, symbol: str, body: dict[str, Any]) -> None:
         with self._guarded() as db:
             db.execute("INSERT OR REPLACE INTO slots VALUES(?,?)", (symbol, json.dumps(body, default=str)))

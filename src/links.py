@@ -1,10 +1,11 @@
 """One market-data connection: frames of a route decoded, staged as rows, and flushed once per socket read.
 
-The common event of a route takes a quick path, whose numbers are read as floats in one decode; everything else takes the slow one.
+The frames of a read are read by one kernel (``wire``), in order; what it declines is decoded by itself, in its place.
 
 Invariants
   * Nothing that a server sends ends the process: what cannot be used is rubbish, counted by kind by the receiver.
   * Everything that comes in one read is flushed in that read (so pings are answered here: the library would swallow the read's last frame).
+  * A frame longer than a control frame may be, and whole, is a message. (Asking the library for a frame's kind takes longer than reading it.)
   * A held link keeps its frames and lets them in later, in their order.
 """
 
@@ -18,15 +19,19 @@ from enum import Enum
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
 from picows import WSError, WSFrame, WSListener, WSMsgType, WSTransport
 
 from src.clock import monotonic_ns
 from src.conflate import MARK_ROW, QUOTE_ROW, ROW_BYTES, ROWS_MAX, TRADE_ROW, Staged, staging
 from src.error_handler import failure, info
 from src.venue.messages import AggTrade, ContractInfo, MarkPrice, decode_market, decode_public
+from src.wire import TEXT_END, frames_in, names_table, read_rows, scratch
 
 FRAME_BYTES_MAX = 16 * 1024 * 1024
 HELD_FRAMES_MAX = 200_000
+CONTROL_BYTES_MAX = 125
+END = bytes([TEXT_END])
 RUBBISH = (msgspec.DecodeError, KeyError, ValueError, OverflowError, struct.error)
 
 
@@ -55,57 +60,14 @@ class Receiver(Protocol):
 
     frames: int
 
-    def flush(self, carrier: Any, staged: Staged, rows: int, received_ns: int, last: Any) -> None:
-        """Rows of one read; ``last`` is the newest event among them."""
+    def flush(self, carrier: Any, staged: Staged, rows: int, received_ns: int, event_ms: int) -> None:
+        """Rows of one read; ``event_ms``: event time of the last."""
 
     def bad(self, error: Exception, size: int) -> None:
         """Rubbish of that many bytes."""
 
     def contract(self, event: ContractInfo) -> None:
         """A contract changed its status or its delivery date, or is new."""
-
-
-class QuickTrade(msgspec.Struct, frozen=True, gc=False, tag_field="e", tag="aggTrade"):
-    """What the Feed needs of a venue's ``AggTrade``, its numbers read as floats at once: a third faster than text first."""
-
-    s: str
-    a: int
-    p: float
-    q: float
-    f: int
-    l: int  # noqa: E741  (the venue's letter)
-    T: int
-    m: bool
-    E: int = 0
-
-
-class QuickQuote(msgspec.Struct, frozen=True, gc=False, tag_field="e", tag="bookTicker"):
-    """The same of a ``BookTicker``."""
-
-    s: str
-    b: float
-    B: float
-    a: float
-    A: float
-    T: int
-    E: int = 0
-
-
-class _TradeFrame(msgspec.Struct, frozen=True, gc=False):
-    data: QuickTrade
-
-
-class _QuoteFrame(msgspec.Struct, frozen=True, gc=False):
-    data: QuickQuote
-
-
-quick_trade: Callable[[bytes], Any] = msgspec.json.Decoder(_TradeFrame, strict=False).decode
-quick_quote: Callable[[bytes], Any] = msgspec.json.Decoder(_QuoteFrame, strict=False).decode
-
-
-def _nothing_quick(payload: bytes) -> Any:
-    """In the quick decoder's place while a link is held."""
-    raise ValueError("held")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +90,20 @@ class Link(WSListener):  # type: ignore[misc]
         self._carrier = carrier
         self._keys = carrier.keys
         self._memory, self._staged = staging()
-        self._quick_decoder = quick_trade if carrier.route is Route.MARKET else quick_quote
+        self._trades = carrier.route is Route.MARKET
+        self._names, self._values = names_table(self._keys), scratch()
+        self._known = len(self._keys)
         self._decoder: Callable[[bytes], Any] = decode_market if carrier.route is Route.MARKET else decode_public
-        self._quick = _nothing_quick if hold else self._quick_decoder
+        self._held_back = hold
+        self._plain = not hold
+        """Whether whole messages may wait for the kernel."""
+        self._frames: list[bytes] = []
         self._decode: Callable[[bytes], Any] = self._keep if hold else self._decoder
         self._held: list[bytes] = []
         self._parts: list[bytes] = []
         self._count = 0
         self._received_ns = 0
-        self._last: Any = None
+        self._event_ms = 0
         self._unanswered: set[int] = set()
         self._ids = 0
         self.opened_ns = self.last_frame_ns = monotonic_ns()
@@ -149,56 +116,97 @@ class Link(WSListener):  # type: ignore[misc]
         """Stage one event of any kind that the route carries; who calls it flushes."""
         raise NotImplementedError
 
-    def flush(self) -> None:
-        """Everything staged goes to the sink."""
-        count = self._count
-        if count:
-            self._count = 0
-            self.last_frame_ns = self._received_ns
-            self._sink.flush(self._carrier, self._staged, count, self._received_ns, self._last)
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        payload = frame.get_payload_as_bytes()
+        if self._plain and frame.fin and len(payload) > CONTROL_BYTES_MAX:
+            if not self._frames and not self._count:
+                self._received_ns = monotonic_ns()
+            self._frames.append(payload)
+        else:
+            self._read()
+            self._slow(transport, frame, payload)
+        if frame.last_in_buffer or len(self._frames) == ROWS_MAX:
+            self.flush()
 
-    def stage(self, packer: struct.Struct, row: tuple[Any, ...], data: Any, received_ns: int) -> None:
+    def flush(self) -> None:
+        """Everything that waits or is staged goes to the sink."""
+        self._read()
+        self._deliver()
+
+    def _deliver(self) -> None:
+        count, event_ms = self._count, self._event_ms
+        if count:
+            self._count = self._event_ms = 0
+            self.last_frame_ns = self._received_ns
+            self._sink.flush(self._carrier, self._staged, count, self._received_ns, event_ms)
+
+    def _read(self) -> None:
+        """Stage the frames that wait: by the kernel, but for those that it declines."""
+        frames = self._frames
+        waiting = len(frames)
+        if not waiting:
+            return
+        self._frames = []
+        if len(self._keys) != self._known:
+            self._names, self._known = names_table(self._keys), len(self._keys)
+        text = b"%b%b" % (END.join(frames), END)
+        letters, at, taken = np.frombuffer(text, np.uint8), 0, 0
+        plain = frames_in(letters) == waiting
+        while taken < waiting:
+            if plain:
+                at, count, event_ms = read_rows(letters, self._names, self._values, self._staged, self._trades, at, self._count)
+                taken, self._count, self._event_ms = taken + count - self._count, count, event_ms or self._event_ms
+            if self._count == ROWS_MAX:
+                self._deliver()
+            elif taken < waiting:
+                self._take_bytes(frames[taken], self._received_ns)
+                at, taken = at + len(frames[taken]) + 1, taken + 1
+
+    def stage(self, packer: struct.Struct, row: tuple[Any, ...], event_ms: int, received_ns: int) -> None:
         packer.pack_into(self._memory, self._count * ROW_BYTES, *row)
         if self._count == 0:
             self._received_ns = received_ns
-        self._last = data
+        self._event_ms = event_ms
         self._count += 1
         if self._count == ROWS_MAX:
-            self.flush()
+            self._deliver()
 
-    def slow(self, transport: WSTransport, frame: WSFrame) -> None:
-        """What the quick path could not use: other events, answers, control frames, fragments, and what is really rubbish."""
+    def _slow(self, transport: WSTransport, frame: WSFrame, payload: bytes) -> None:
+        """Short messages, control frames, fragments, and everything while the link is held."""
         kind = frame.msg_type
         if kind == WSMsgType.TEXT and frame.fin:
-            self._take_bytes(frame.get_payload_as_bytes())
+            self._take_bytes(payload, monotonic_ns())
         elif kind in (WSMsgType.TEXT, WSMsgType.CONTINUATION):
-            self._fragment(frame)
+            self._fragment(frame, payload)
         elif kind == WSMsgType.PING:
-            transport.send_pong(frame.get_payload_as_bytes())
+            transport.send_pong(payload)
         elif kind == WSMsgType.CLOSE:
             transport.disconnect()
         elif kind != WSMsgType.PONG:
-            self._sink.bad(msgspec.DecodeError("not text"), frame.payload_size)
+            self._sink.bad(msgspec.DecodeError("not text"), len(payload))
 
-    def _fragment(self, frame: WSFrame) -> None:
+    def _fragment(self, frame: WSFrame, payload: bytes) -> None:
         if frame.msg_type == WSMsgType.TEXT:
             self._parts.clear()
-        self._parts.append(frame.get_payload_as_bytes())
+        self._parts.append(payload)
+        self._plain = False
         if sum(map(len, self._parts)) > FRAME_BYTES_MAX:
             self._parts.clear()
+            self._plain = not self._held_back
             self._sink.bad(msgspec.DecodeError("a message of too many bytes"), FRAME_BYTES_MAX)
         elif frame.fin:
             whole = b"".join(self._parts)
             self._parts.clear()
-            self._take_bytes(whole)
+            self._plain = not self._held_back
+            self._take_bytes(whole, monotonic_ns())
 
-    def _take_bytes(self, payload: bytes) -> None:
+    def _take_bytes(self, payload: bytes, received_ns: int) -> None:
         try:
             message = self._decode(payload)
             if message.data is None:
                 self._answer(message)
             else:
-                self.take(message.data, monotonic_ns())
+                self.take(message.data, received_ns)
         except RUBBISH as error:
             self._sink.bad(error, len(payload))
 
@@ -247,35 +255,20 @@ class Link(WSListener):  # type: ignore[misc]
 
     def admit(self) -> None:
         """Let in what was kept: the older link has ended, and what both delivered is dropped as duplicates."""
-        self._quick, self._decode = self._quick_decoder, self._decoder
+        self._held_back, self._plain, self._decode = False, not self._parts, self._decoder
         held, self._held = self._held, []
         for payload in held:
-            self._take_bytes(payload)
+            self._take_bytes(payload, monotonic_ns())
         self.flush()
 
 
 class MarketLink(Link):
-    """``/market``: aggregate trades on the quick path, mark prices and contract changes beside it."""
-
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        try:
-            trade = self._quick(frame.get_payload_as_bytes()).data
-            count = self._count
-            if count == 0:
-                self._received_ns = monotonic_ns()
-            TRADE_ROW.pack_into(self._memory, count * ROW_BYTES, self._keys[trade.s], trade.T, trade.p, trade.q, trade.m, trade.a,
-                                trade.f, trade.l)
-            self._last = trade
-            self._count = count + 1
-        except RUBBISH:
-            self.slow(transport, frame)
-        if frame.last_in_buffer or self._count == ROWS_MAX:
-            self.flush()
+    """``/market``: aggregate trades, mark prices and contract changes."""
 
     def take(self, data: Any, received_ns: int) -> None:
         if data.__class__ is AggTrade:
             row = (self._keys[data.s], data.T, float(data.p), float(data.q), data.m, data.a, data.f, data.l)
-            self.stage(TRADE_ROW, row, data, received_ns)
+            self.stage(TRADE_ROW, row, data.E, received_ns)
         elif data.__class__ is MarkPrice:
             self._take_mark(data, received_ns)
         elif data.__class__ is list:
@@ -292,7 +285,7 @@ class MarketLink(Link):
             return False
         try:
             row = (key, mark.E, float(mark.p), float(mark.i), float(mark.r or 0), float(mark.T))
-            self.stage(MARK_ROW, row, mark, received_ns)
+            self.stage(MARK_ROW, row, mark.E, received_ns)
             self._carrier.mark_ns = received_ns
         except RUBBISH as error:
             self._sink.bad(error, 0)
@@ -303,23 +296,9 @@ class MarketLink(Link):
 class PublicLink(Link):
     """``/public``: best quotes."""
 
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        try:
-            quote = self._quick(frame.get_payload_as_bytes()).data
-            count = self._count
-            if count == 0:
-                self._received_ns = monotonic_ns()
-            QUOTE_ROW.pack_into(self._memory, count * ROW_BYTES, self._keys[quote.s], quote.T, quote.b, quote.a, quote.B, quote.A)
-            self._last = quote
-            self._count = count + 1
-        except RUBBISH:
-            self.slow(transport, frame)
-        if frame.last_in_buffer or self._count == ROWS_MAX:
-            self.flush()
-
     def take(self, data: Any, received_ns: int) -> None:
         row = (self._keys[data.s], data.T, float(data.b), float(data.a), float(data.B), float(data.A))
-        self.stage(QUOTE_ROW, row, data, received_ns)
+        self.stage(QUOTE_ROW, row, data.E, received_ns)
 
 
 async def why_ended(link: Link) -> None:

@@ -181,14 +181,14 @@ def _start(supervisor: Supervisor, settings: Settings, ring: Any, counters: Any)
     if not whole:
         supervisor.spawn("kernels", processes.kernels, bare)
     urls, clock = _market(supervisor, settings, counters)
-    if not whole:
-        supervisor.wait_end("kernels")
     reading, writing = supervisor.pipe()
     news_in, news_out = supervisor.pipe()
     words_in, words_out = supervisor.pipe()
     lifecycle("🚀 Launching Feed + Brain + Orchestrator processes...")
+    supervisor.spawn("brain", processes.brain, settings, counters, ring, urls, clock, reading, words_out, news_in)  # what is held comes first
+    if not whole:
+        supervisor.wait_end("kernels")
     supervisor.spawn("feed", processes.feed, bare, counters, ring, urls, clock, news_out, words_in)
-    supervisor.spawn("brain", processes.brain, settings, counters, ring, urls, clock, reading, words_out, news_in)
     supervisor.spawn("orchestrator", processes.orchestrator, settings, counters, urls, clock, writing)
     for end in (reading, writing, news_in, news_out, words_in, words_out):
         end.close()

@@ -397,6 +397,10 @@ class MarketState:
         replay_base(m, i, base, flaws, edge_ms)
         self._join(i, live if keep else None)
 
+    def in_steps(self, i: Int, klines: Floats) -> Floats:
+        """Base klines of symbol ``i`` as ``candles`` has them: volumes in steps. Rejected as ``seed`` does."""
+        return self._steps(i, klines, BASE)
+
     def _steps(self, i: Int, klines: Floats, f: Int) -> Floats:
         bars = np.array(klines, np.float64, ndmin=2).reshape(-1, BAR_COLUMNS)
         times, prices = bars[:, OPEN_MS], bars[:, OPEN:VOLUME]

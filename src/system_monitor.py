@@ -102,7 +102,7 @@ def heartbeat(figures: Figures, pulse: Pulse, reasons: Sequence[str], now_ns: in
         + ("healthy" if not reasons else "NOT HEALTHY: " + "; ".join(reasons)),
         f"   processes  beats {beats} ago · memory {rss:.0f} MB",
         f"   market     {feed['symbols']:.0f} symbols · {feed['trades']:,.0f} trades · {feed['quotes']:,.0f} quotes · "
-        f"{brain['candles']:,.0f} candles · lag {brain['lag_us_last'] / 1000:.1f} ms (worst {brain['lag_us_max'] / 1000:.1f})",
+        f"{brain['candles']:,.0f} candles{_audit(brain)} · lag {brain['lag_us_last'] / 1000:.1f} ms (worst {brain['lag_us_max'] / 1000:.1f})",
         f"   losses     {losses:.0f} (bad frames {feed['bad_frames']:.0f}, bad values {feed['bad_values']:.0f}, late {feed['late']:.0f}, "
         f"gaps {feed['gaps']:.0f} healed {feed['healed']:.0f}) · reconnects {feed['reconnects']:.0f} · ring full {feed['ring_full']:.0f}",
         f"   decisions  {brain['setups']:.0f} setups · {brain['signals']:.0f} signals, {brain['rejected_signals']:.0f} refused · "
@@ -118,6 +118,11 @@ def heartbeat(figures: Figures, pulse: Pulse, reasons: Sequence[str], now_ns: in
               for s in pulse.slots]
     lines += [f"   🛑 {name} latched: {reason} (release with: python -m src.main release)" for name, reason in pulse.latches.items()]
     return "\n".join(lines)
+
+
+def _audit(brain: Mapping[str, int | float]) -> str:
+    differing = sum(brain[f"audit_{cause}"] for cause in ("gapped", "late", "partial", "strange", "unexplained"))
+    return f" ({brain['audit_equal']:,.0f} equal the venue's, {differing:.0f} differ)" if brain["audit_equal"] or differing else ""
 
 
 def _span(seconds: float) -> str:

@@ -83,7 +83,7 @@ class Trade:
         self.view = AccountView()
         self.holds: dict[str, str] = {"start": "starting: not reconciled yet", "stream": "the user stream is not connected yet"}
         self.prepared: set[str] = set()
-        self.leverage = 0
+        self.leverage, self.epoch_ms = 0, desk.ids.epoch_ms
         self.evidence = False
         self.recovering = False
         self.reconciling = asyncio.Lock()
@@ -105,10 +105,6 @@ class Trade:
     def halted(self) -> str:
         """Why nothing may open now; empty when it may."""
         return "; ".join(self.holds.values())
-
-    @property
-    def epoch_ms(self) -> int:
-        return self._desk.ids.epoch_ms
 
     @property
     def account(self) -> Account:
@@ -145,7 +141,7 @@ class Trade:
         return total
 
     def _mark_price(self, symbol: str) -> Decimal:
-        """0 where no price is known, as for symbols that are not of this run."""
+        """0 where none is known."""
         mark = self._desk.quote_of(symbol).mark if symbol in self._desk.rules else 0.0
         return Decimal(repr(mark)) if mark > 0 else ZERO
 
@@ -174,9 +170,9 @@ class Trade:
         self._desk.bus.publish(Topic.ORDER_REJECTED, (signal.symbol, reason))
 
     def _price_of(self, symbol: str) -> Decimal:
-        quote = self._desk.quote_of(symbol)
-        slot = self._desk.portfolio.slots.get(symbol)
-        price = quote.bid if slot is not None and slot.side is Side.BUY else quote.ask
+        """What it could be left at; 0 where no price is known, as for symbols that are not of this run."""
+        quote, slot = self._desk.quote_of(symbol) if symbol in self._desk.rules else None, self._desk.portfolio.slots.get(symbol)
+        price = 0.0 if quote is None else quote.bid if slot is not None and slot.side is Side.BUY else quote.ask
         return Decimal(repr(price)) if price > 0 else ZERO
 
     def _view(self, signal: Signal, *, without: str = "") -> View:
@@ -439,10 +435,12 @@ class Trade:
         self._on_outcome(update)
 
     def on_fill(self, fill: Fill) -> bool:
-        """Journal it; True if it is new."""
+        """Journal it; True if it is new. While the journal cannot be written, that is what neither stands there nor waits for it."""
         wrote: list[bool] = []
-        self._write(lambda: wrote.append(self._desk.journal.fill(fill)))
-        if wrote == [False]:
+        key, known = f"fill {fill.symbol} {fill.trade_id}", partial(self.journal.has_fill, fill.symbol, fill.trade_id)
+        if self._unwritten and (key in self._unwritten or self._read(known, False)):
+            return False
+        if self._write(lambda: wrote.append(self.journal.fill(fill)), key=key) and not wrote[0]:
             return False
         self._desk.block.add("fills")
         info(f"fill {fill.side} {fill.symbol} {fill.qty} at {fill.price}", order=fill.client_id, trade=fill.trade_id)

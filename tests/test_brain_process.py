@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from decimal import Decimal as D
 from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ async def room(tmp_path: Path) -> AsyncIterator[Room]:
     control, say, told = Pipe(duplex=False), Pipe(duplex=False), Pipe(duplex=False)
     given = Given(Ring.over(memory), config.local_endpoints(NOWHERE), clock, control[0], ("k" * 64, "s" * 64), lambda folder: None, say[1], told[0])
     life: Any = SimpleNamespace(settings=settings, block=counters.block("brain"), counters=counters, fail=lambda error: None, stop=asyncio.Event())
-    yield Room(life, given, journal, FALLBACK, Terms(rest, rest, (config.Decimal("0.0002"), config.Decimal("0.0005")), {}))
+    yield Room(life, given, journal, Terms(rest, rest, {r.symbol: r for r in FALLBACK}, (D("0.0002"), D("0.0005")), {}))
     await rest.close()
     journal.close()
     for end in (*control, *say, *told):

@@ -86,6 +86,17 @@ def test_the_heartbeat_can_be_read(started: Process) -> None:
     started.wait_line("📊 Report: ", 5)
 
 
+def test_candles_equal_the_venues_own(started: Process) -> None:
+    url = health_url(started).replace("/health", "/metrics")
+
+    def metric(name: str) -> float:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return float(next(line for line in answer.read().decode().splitlines() if line.startswith(f"aegis_{name}{{")).split()[-1])
+
+    until(lambda: metric("audit_equal") > 0, 60, what="an audit")
+    assert metric("audit_unexplained") == metric("audit_late") == 0
+
+
 def test_sigterm_stops_in_order_and_leaves_nothing(tmp_path: Path) -> None:
     before = set(os.listdir("/dev/shm"))
     with running([], daemon_env(tmp_path, **FAST)) as process:
@@ -204,7 +215,10 @@ def test_a_start_protects_what_it_finds(tmp_path: Path, victim: str) -> None:
         for stop in stops_of(urls, symbol):
             signed(urls, "DELETE", "/fapi/v1/algoOrder", algoId=stop["algoId"])
         with running([], env) as second:
+            os.kill(second.pid_of("Feed"), signal.SIGSTOP)  # money first: neither a market nor kernels are needed for this
             second.wait_line("♻️ Recovered ", 60)
+            until(lambda: stops_of(urls, symbol) or position_of(urls) is None, 5, what="protection before there is a market")
+            os.kill(second.pid_of("Feed"), signal.SIGCONT)
             second.wait_line("✅ All processes running")
             until(lambda: stops_of(urls, symbol) or position_of(urls) is None, 5, what="protection")
             assert second.stop() == 0
@@ -308,7 +322,7 @@ def test_a_cold_start_compiles_once_and_nothing_is_compiled_after_it(tmp_path: P
         compiled = kernels()
         until(lambda: get(health_url(cold))[0] == 200, 30, what="/health 200")
         cold.wait_line("💓 Heartbeat")
-        assert cold.count("⏳ Kernels: compiling") == 5 and cold.count("Overflow") == 0, cold.output
+        assert cold.count("⏳ Kernels: compiling") == 6 and cold.count("Overflow") == 0, cold.output
         assert cold.stop() == 0
     assert compiled and kernels() == compiled
     with running([], env) as warm:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,12 @@ QUICK = Patience(connect_s=2.0, overlap_s=0.05, silent_s=1e6, mute_s=1e6, lag_s=
 def rules(name: str, step: str = "0.001") -> SymbolRules:
     one = Decimal(1)
     return SymbolRules(name, Decimal("0.1"), Decimal(step), one, one, one, one, one, one)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """As the process does before it connects, so that no deadline here waits for a compiler."""
+    warm_up()
 
 
 BTC, ETH, DOGE = rules("BTCUSDT"), rules("ETHUSDT"), rules("DOGEUSDT", "1")
@@ -257,17 +262,10 @@ class Scene:
 Start = Callable[..., Any]
 
 
-@cache
-def compiled() -> None:
-    """No test waits for kernels longer than its deadline."""
-    warm_up()
-
-
 @asynccontextmanager
 async def scene(*symbols: SymbolRules, clock: Clock | None = None, wait: bool = True, slots: int = 10_000, beside: Any = None,
                 host: str = "127.0.0.1", **changes: Any) -> AsyncIterator[Scene]:  # fmt: skip
     """A venue, and a Feed that has subscribed to it (unless ``wait`` is False). ``beside``: see ``run_feed``. ``host``: what it is called."""
-    compiled()
     venue, ring, counters = Venue(), Ring.create(slots), Counters.create()
     await venue.start()
     base, clock = "://" + venue.url.removeprefix("http://").replace("127.0.0.1", host), clock or clock_at(T0, 1.0)
@@ -785,7 +783,7 @@ def test_streams_are_spread_over_sockets_and_each_market_socket_shows_time() -> 
 def test_warm_up_says_what_it_compiles() -> None:
     told: list[str] = []
     warm_up(told.append)
-    assert told == ["the Feed's slots", "the Feed's clock"]
+    assert told == ["the Feed's frames", "the Feed's slots", "the Feed's clock"]
 
 
 def test_a_process_with_the_feed_loads_neither_the_model_nor_the_store() -> None:

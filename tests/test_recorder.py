@@ -166,7 +166,7 @@ class Player:
             elif frame.kind < OPENED:
                 self.links[frame.link].on_ws_frame(self, Came(frame))
 
-    def flush(self, carrier: Any, staged: Staged, rows: int, received_ns: int, last: Any) -> None:
+    def flush(self, carrier: Any, staged: Staged, rows: int, received_ns: int, event_ms: int) -> None:
         self.frames += rows
         self.conflator.flush(staged, rows, self.now_ns)
 

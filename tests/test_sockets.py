@@ -9,27 +9,30 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
-import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from picows import WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_create_server
 
 from src.clock import monotonic_ns
-from src.conflate import Staged, mark_key, quote_key, trade_key
-from src.links import Route, quick_quote, quick_trade
+from src.conflate import ROWS_MAX, Staged, mark_key, quote_key, trade_key
+from src.links import Route
 from src.sockets import NEXT, Patience, Shard, SocketEvent, SocketState, Streams, next_state
-from src.venue.messages import decode_market, decode_public
+from src.wire import compile_reading
 
 DEADLINE_S = 10.0
 QUICK = Patience(connect_s=2.0, overlap_s=0.05, backoff_s=(0.01, 0.05))
 TRADE = {"e": "aggTrade", "E": 5, "s": "BTCUSDT", "a": 1, "p": "100.5", "q": "0.25", "f": 1, "l": 2, "T": 4, "m": True}
 QUOTE = {"e": "bookTicker", "u": 1, "s": "BTCUSDT", "b": "1", "B": "2", "a": "3", "A": "4", "T": 4, "E": 5}
 MARK = {"e": "markPriceUpdate", "E": 5, "s": "BTCUSDT", "p": "1", "i": "2", "P": "1", "r": "0.01", "T": 9}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """As the process does before it connects, so that no deadline here waits for a compiler."""
+    compile_reading()
 
 
 # --- the table -------------------------------------------------------------------------------------------------------------------------
@@ -69,6 +72,7 @@ class Sink:
         self.rubbish: Counter[str] = Counter()
         self.cuts = 0
         self.contracts: list[Any] = []
+        self.carriers: list[Shard] = []
         self.ready = asyncio.Event()
         self.news = asyncio.Event()
 
@@ -76,7 +80,7 @@ class Sink:
     def rows(self) -> list[tuple[list[int], list[float]]]:
         return [row for flush in self.flushes for row in flush]
 
-    def flush(self, shard: Shard, staged: Staged, rows: int, received_ns: int, last: Any) -> None:
+    def flush(self, shard: Shard, staged: Staged, rows: int, received_ns: int, event_ms: int) -> None:
         self.frames += rows
         self.flushes.append([(staged.ints[i].tolist(), staged.floats[i].tolist()) for i in range(rows)])
         self.news.set()
@@ -158,7 +162,7 @@ async def link(route: Route = Route.MARKET) -> AsyncIterator[tuple[Server, Sink,
 
     listening = await ws_create_server(connected, "127.0.0.1", 0)
     sink = Sink()
-    shard = Shard(sink, streams(route, f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream"), QUICK)
+    sink.carriers.append(shard := Shard(sink, streams(route, f"ws://127.0.0.1:{listening.sockets[0].getsockname()[1]}/stream"), QUICK))
     task = asyncio.create_task(shard.run())
     try:
         async with asyncio.timeout(DEADLINE_S):
@@ -359,22 +363,48 @@ async def test_a_server_that_hangs_up_during_the_handshake_is_dialled_again() ->
             await task
 
 
-def test_recorded_frames_read_quickly_are_what_they_say(recorded_data: Path) -> None:
-    """Every aggregate trade and best quote of the recordings takes the quick path, and its floats are the nearest to its decimals."""
-    seen: Counter[str] = Counter()
-    for name in ("cryptofeed/BINANCE_FUTURES.jsonl.zst", "hft_binance_um_btcusdt_20240719.jsonl.zst"):
-        with pyarrow.input_stream(str(recorded_data / "raw_ws" / name), compression="zstd") as packed:
-            lines = packed.read().splitlines()
-        for line in lines:
-            outer = json.loads(line) if line.startswith(b"{") else {"data": line.split(b" ", 1)[1].decode()}
-            payload = str(outer.get("data", "")).encode()
-            if b'"e":"aggTrade"' in payload:
-                trade, full = quick_trade(payload).data, decode_market(payload).data
-                assert (trade.p, trade.q) == (float(Decimal(full.p)), float(Decimal(full.q)))
-                assert all(getattr(trade, letter) == getattr(full, letter) for letter in "saflTmE")
-                seen["trades"] += 1
-            elif b'"e":"bookTicker"' in payload:
-                quote, full_quote = quick_quote(payload).data, decode_public(payload).data
-                assert all(getattr(quote, letter) == float(Decimal(getattr(full_quote, letter))) for letter in "bBaA")
-                seen["quotes"] += 1
-    assert seen["trades"] > 50 and seen["quotes"] > 10_000
+LONG: dict[str, Any] = {"stream": "btcusdt@aggTrade", "data": TRADE | {"nq": "0.1", "st": 1}}
+"""Longer than a control frame may be."""
+
+
+async def test_long_messages_short_ones_and_other_events_are_taken_in_their_order() -> None:
+    async with link() as (server, sink, _):
+        sent = [{"stream": "x" * 100 * (n % 2), "data": TRADE | {"a": n}} for n in range(6)]
+        server.write(*(frame(each) for each in sent), frame({"stream": "!markPrice@arr@1s", "data": [MARK, MARK]}), frame(LONG))
+        await sink.until(lambda: len(sink.rows) == 9)
+        assert [ints[0] for ints, _ in sink.rows] == [trade_key(0)] * 6 + [mark_key(0)] * 2 + [trade_key(0)]
+        assert [ints[5] for ints, _ in sink.rows][:6] == list(range(6))
+
+
+async def test_fragments_longer_than_control_frames_are_put_together() -> None:
+    whole = json.dumps({"stream": "x" * 300, "data": TRADE}).encode()
+    async with link() as (server, sink, _):
+        server.write(frame(whole[:150], fin=False), frame(whole[150:], opcode=0), frame(LONG), frame(b"{}" * 70, opcode=1, fin=False),
+                     frame(b"}" * 140, opcode=0), frame(LONG))
+        await sink.until(lambda: len(sink.rows) == 3)
+        assert sink.rubbish.total() == 1
+
+
+async def test_a_frame_that_holds_an_end_of_frame_spoils_only_itself() -> None:
+    async with link() as (server, sink, _):
+        one = json.dumps(LONG).encode()
+        server.write(frame(LONG), frame(one + b"\0" + one), frame(LONG))
+        await sink.until(lambda: len(sink.rows) == 2)
+        assert sink.rubbish.total() == 1
+
+
+async def test_a_symbol_that_begins_later_is_read_on_the_link_that_is_open() -> None:
+    async with link() as (server, sink, _):
+        server.write(frame({**LONG, "data": LONG["data"] | {"s": "ETHUSDT"}}))
+        await sink.until(lambda: sink.rubbish)
+        sink.carriers[-1].add(1, "ethusdt@aggTrade", "ETHUSDT", trade_key(1))
+        server.write(frame({**LONG, "data": LONG["data"] | {"s": "ETHUSDT"}}))
+        await sink.until(lambda: sink.rows)
+        assert sink.rows[0][0][0] == trade_key(1)
+
+
+async def test_more_frames_than_rows_in_one_read_are_all_taken() -> None:
+    async with link() as (server, sink, _):
+        server.write(*(frame({**LONG, "data": LONG["data"] | {"a": n}}) for n in range(3 * ROWS_MAX)))
+        await sink.until(lambda: len(sink.rows) == 3 * ROWS_MAX)
+        assert [ints[5] for ints, _ in sink.rows] == list(range(3 * ROWS_MAX))

@@ -650,6 +650,25 @@ async def test_a_journal_that_cannot_be_written_stops_entries_and_nothing_else(t
         await d.agree()
 
 
+async def test_a_fill_that_was_told_is_not_news_while_the_journal_cannot_be_written(tmp_path: Path) -> None:
+    """Nor that the stream has missed something: whether the fill is on disk already, or waits for it."""
+    async with bench(tmp_path, patience=QUICK) as (venue, d):
+        filled, missed = [], []
+        d.bus.subscribe(Topic.ORDER_FILLED, filled.append)
+        d.trade.on_missed = missed.append
+        slot = await d.opened()
+        d.journal._db.execute("PRAGMA query_only=ON")
+        await venue.user("BUY", "0.01")
+        await until(lambda: slot.qty == D("0.176"))
+        told = len(filled)
+        for fill in filled:
+            assert not d.trade.on_fill(fill)
+        assert len(filled) == told == 2 and not missed
+        d.journal._db.execute("PRAGMA query_only=OFF")
+        await until(lambda: not d.trade.halted)
+        await d.agree()
+
+
 async def test_what_was_written_late_does_not_overwrite_what_is_newer(tmp_path: Path) -> None:
     async with bench(tmp_path) as (venue, d):
         slot = await d.opened()

@@ -36,7 +36,7 @@ class Control:
         try:
             body = msgspec.json.decode(await request.read() or b"{}", type=dict[str, Any])
             value = self._act(request.method, action, body)
-        except (msgspec.ValidationError, msgspec.DecodeError, KeyError, ValueError, ArithmeticError) as error:
+        except (msgspec.ValidationError, msgspec.DecodeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
             return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
         return web.Response(body=msgspec.json.encode(value), content_type="application/json")
 

@@ -30,6 +30,10 @@ class Digits:
             found = self._cache[n] = self._text(n)
         return found
 
+    def many(self, ns: list[int]) -> list[str]:
+        get = self._cache.get
+        return [get(n) or self(n) for n in ns]
+
     def _text(self, n: int) -> str:
         value, places = n * self._multiplier, self._places
         if not places:

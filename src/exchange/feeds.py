@@ -1,12 +1,14 @@
 """Market streams: batches of trades become frames for whoever has subscribed.
 
-The two busy streams (aggTrade, bookTicker) are written straight from the batch's columns, one formatted payload an event. What is paced
+The busy streams (aggTrade, trade, bookTicker) are written straight from the batch's columns, one formatted payload an event. What is paced
 (candles, marks, tickers, books) follows the market's seconds, but is never built more often than ``WALL_PACE_NS`` of wall time allows.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -26,7 +28,27 @@ from src.exchange.venue import Venue
 
 _SYMBOL_STREAM = re.compile(r"([^@!]+)@([A-Za-z]+?)(5|10|20)?(?:_(\w+))?(?:@(\w+))?")
 _AGG = ["time_ms", "price", "qty", "buyer_is_maker", "agg_id", "first_id", "last_id"]
+_SINGLE = ["time_ms", "price", "qty", "buyer_is_maker", "last_id"]
 _BOOK = ["time_ms", "bid", "bid_qty", "ask", "ask_qty", "agg_id"]
+
+
+Column = list[int]
+
+
+def _split(rows: NDArray[np.void], wanted: dict[int, Channel], columns: list[str]) -> Iterator[tuple[int, list[Column]]]:
+    """These symbols' rows, each with its columns as lists, in their order."""
+    if not wanted:
+        return
+    if len(wanted) * 8 < len(np.unique(rows["symbol"])):  # most are of no interest
+        rows = rows[np.isin(rows["symbol"], list(wanted))]
+    order = np.argsort(rows["symbol"], kind="stable")
+    symbols = rows["symbol"][order]
+    starts = np.flatnonzero(np.diff(symbols, prepend=-1)).tolist()
+    whole = [rows[name][order].tolist() for name in columns]
+    for a, b in pairwise([*starts, len(rows)]):
+        symbol = int(symbols[a])
+        if symbol in wanted:
+            yield symbol, [column[a:b] for column in whole]
 
 
 class Feeds:
@@ -37,6 +59,7 @@ class Feeds:
         self._streams = streams
         self._state = venue.state
         self._lower = {s.symbol.lower(): i for i, s in enumerate(self._state.specs)}
+        self._names = [s.symbol for s in self._state.specs]
         self._seen = -1
         self._agg: dict[int, Channel] = {}
         self._book: dict[int, Channel] = {}
@@ -172,56 +195,58 @@ class Feeds:
 
     def _trades(self, trades: NDArray[np.void]) -> None:
         muted = self._streams.muted
-        order = trades["symbol"]
-        present = np.unique(order).tolist()
-        self._touched.update(present)
-        agg = self._agg if MARKET not in muted else {}
-        book, single = (self._book, self._single) if PUBLIC not in muted else ({}, {})
-        for symbol in present:
-            if symbol not in agg and symbol not in book and symbol not in single:
-                continue
-            rows = trades[order == symbol]
-            if symbol in single:
-                self._single_trades(symbol, single[symbol], rows)
-            if symbol in agg:
-                self._agg_trades(symbol, agg[symbol], rows)
-            if symbol in book:
-                self._book_tickers(symbol, book[symbol], rows)
+        self._touched.update(np.unique(trades["symbol"]).tolist())
+        traded = trades if trades["qty"].all() else trades[trades["qty"] > 0]
+        if MARKET not in muted:
+            for symbol, columns in _split(traded, self._agg, _AGG):
+                self._agg_trades(symbol, *columns)
+        if PUBLIC not in muted:
+            for symbol, columns in _split(traded, self._single, _SINGLE):
+                self._single_trades(symbol, *columns)
+            for symbol, columns in _split(trades, self._book, _BOOK):
+                self._book_tickers(symbol, *columns)
 
-    def _agg_trades(self, symbol: int, channel: Channel, rows: NDArray[np.void]) -> None:
-        price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]
-        name, publish = self._state.specs[symbol].symbol, channel.publish
-        rows = rows[rows["qty"] > 0]
-        for t, p, q, maker, agg_id, first, last in zip(*(rows[c].tolist() for c in _AGG), strict=True):
-            size = qty(q)
-            publish(
-                f'{{"e":"aggTrade","E":{t},"s":"{name}","a":{agg_id},"p":"{price(p)}","q":"{size}","nq":"{size}","f":{first},"l":{last},'
-                f'"T":{t},"m":{"true" if maker else "false"},"st":1}}'.encode()
-            )
+    def _texts(self, symbol: int, prices: Column, sizes: Column) -> tuple[str, list[str], list[str]]:
+        words = self._venue.words
+        return self._names[symbol], words.price[symbol].many(prices), words.qty[symbol].many(sizes)
 
-    def _single_trades(self, symbol: int, channel: Channel, rows: NDArray[np.void]) -> None:
+    def _agg_trades(self, symbol: int, times: Column, prices: Column, sizes: Column, *rest: Column) -> None:
+        name, price, size = self._texts(symbol, prices, sizes)
+        self._say(self._agg[symbol], [
+            f'{{"e":"aggTrade","E":{t},"s":"{name}","a":{agg_id},"p":"{p}","q":"{q}","nq":"{q}","f":{first},"l":{last},'
+            f'"T":{t},"m":{"true" if maker else "false"},"st":1}}'
+            for t, p, q, maker, agg_id, first, last in zip(times, price, size, *rest, strict=True)
+        ])  # fmt: skip
+
+    def _single_trades(self, symbol: int, times: Column, prices: Column, sizes: Column, *rest: Column) -> None:
         """One an aggregate trade, under the last id in it: nothing finer is known."""
-        price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]
-        name = self._state.specs[symbol].symbol
-        rows = rows[rows["qty"] > 0]
-        for t, p, q, maker, _, _, last in zip(*(rows[c].tolist() for c in _AGG), strict=True):
-            body = {"e": "trade", "E": t, "T": t, "s": name, "t": last, "p": price(p), "q": qty(q), "X": "MARKET", "m": bool(maker), "st": 1}
-            channel.publish(msgspec.json.encode(body))
+        name, price, size = self._texts(symbol, prices, sizes)
+        self._say(self._single[symbol], [
+            f'{{"e":"trade","E":{t},"T":{t},"s":"{name}","t":{last},"p":"{p}","q":"{q}","X":"MARKET","m":{"true" if maker else "false"},"st":1}}'
+            for t, p, q, maker, last in zip(times, price, size, *rest, strict=True)
+        ])  # fmt: skip
 
-    def _book_tickers(self, symbol: int, channel: Channel, rows: NDArray[np.void]) -> None:
-        price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]
-        name, publish, top = self._state.specs[symbol].symbol, channel.publish, self._tops.get(symbol)
-        for t, bid, bid_qty, ask, ask_qty, update in zip(*(rows[c].tolist() for c in _BOOK), strict=True):
+    def _book_tickers(self, symbol: int, times: Column, bids: Column, bid_sizes: Column, asks: Column, ask_sizes: Column, updates: Column) -> None:
+        """What has changed at the top."""
+        price, qty, name = self._venue.words.price[symbol], self._venue.words.qty[symbol], self._names[symbol]
+        top, texts = self._tops.get(symbol), []
+        for t, bid, bid_qty, ask, ask_qty, update in zip(times, bids, bid_sizes, asks, ask_sizes, updates, strict=True):
             now = (bid, bid_qty, ask, ask_qty)
-            if now == top:
-                continue
-            top = now
-            publish(
-                f'{{"e":"bookTicker","u":{update},"s":"{name}","ps":"{name}","b":"{price(bid)}","B":"{qty(bid_qty)}","a":"{price(ask)}",'
-                f'"A":"{qty(ask_qty)}","T":{t},"E":{t},"st":1}}'.encode()
-            )
+            if now != top:
+                top = now
+                texts.append(f'{{"e":"bookTicker","u":{update},"s":"{name}","ps":"{name}","b":"{price(bid)}","B":"{qty(bid_qty)}",'
+                             f'"a":"{price(ask)}","A":"{qty(ask_qty)}","T":{t},"E":{t},"st":1}}')  # fmt: skip
         assert top is not None
         self._tops[symbol] = top
+        self._say(self._book[symbol], texts)
+
+    @staticmethod
+    def _say(channel: Channel, texts: list[str]) -> None:
+        if channel.name.isascii():
+            channel.publish_many(texts)
+        else:
+            for text in texts:
+                channel.publish(text.encode())
 
     # ------------------------------------------------------------------ marks and tickers
 

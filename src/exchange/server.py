@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from functools import partial
 import aiohttp
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from src.clock import Clock, clock_at, epoch_ms
 from src.config import tls_for
@@ -91,6 +93,14 @@ def build(options: ExchangeOptions, source: Market | None, books: Books | None, 
     return Venue(options, core, clock, books)
 
 
+def http_log() -> logging.Logger:
+    """Where the HTTP library speaks: bytes that are no HTTP are answered 400, and are nothing to write down."""
+    log = logging.getLogger("aegis.http")
+    if not log.filters:
+        log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+    return log
+
+
 class Server:
     """The doors of one venue on one aiohttp application."""
 
@@ -107,6 +117,12 @@ class Server:
         self.app.router.add_route("*", "/{path:.*}", self._route)
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
+        try:
+            return await self._door(request)
+        except (ConnectionError, UnicodeEncodeError):  # the client has gone, or its handshake is so odd that it cannot be quoted
+            return web.Response(status=400)
+
+    async def _door(self, request: web.Request) -> web.StreamResponse:
         path, shut = request.raw_path.partition("?")[0], self._venue.shut
         if shut is not None and not path.startswith(CONTROL_PREFIX):
             return web.Response(status=shut.status, body=shut.body, content_type=shut.content_type)
@@ -165,7 +181,7 @@ async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], sto
 async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], None], stop: asyncio.Event, watch: Watch | None = None) -> None:
     options = venue.options
     server = Server(venue)
-    runner = web.AppRunner(server.app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
+    runner = web.AppRunner(server.app, access_log=None, logger=http_log(), shutdown_timeout=0.5, handler_cancellation=True)
     await runner.setup()
     tasks: list[asyncio.Task[None]] = []
     try:

@@ -31,6 +31,11 @@ def frame(payload: bytes, head: int = TEXT) -> bytes:
     return struct.pack("!BBQ", head, 127, size) + payload
 
 
+SHORT_MAX = 1024
+HEADS = [frame(bytes(size))[:-size or None].decode("latin-1") for size in range(SHORT_MAX)]
+"""What stands before a text of so many ASCII characters, as text: many frames are joined first and become bytes in one go."""
+
+
 class Connection:
     """One client's socket. ``send`` gathers frames; ``flush`` writes them in one go."""
 

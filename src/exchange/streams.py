@@ -19,7 +19,7 @@ from src.clock import seeded
 from src.exchange.faults import FRAMES, Kind
 from src.exchange.garble import frames_of
 from src.exchange.options import Limits
-from src.exchange.sockets import Connection, frame
+from src.exchange.sockets import HEADS, Connection, frame
 from src.exchange.state import UserEvent
 from src.exchange.venue import Venue
 
@@ -56,6 +56,24 @@ class Channel:
             self.spoil(self, payload)
         else:
             self.send(payload)
+
+    def publish_many(self, texts: list[str]) -> None:
+        """Payloads in ASCII, the whole of each shorter than ``SHORT_MAX`` with the stream's name around it."""
+        if self.spoil is not None:
+            for text in texts:
+                self.publish(text.encode())
+            return
+        if not self.copies:
+            return
+        if self.raw:
+            data = "".join([(HEADS[len(text)] + text) * self.copies for text in texts]).encode("latin-1")
+            for connection in self.raw:
+                connection.send(data)
+        if self.combined:
+            head, more = self._head.decode(), len(self._head) + 1
+            data = "".join([f"{HEADS[len(text) + more]}{head}{text}}}" * self.copies for text in texts]).encode("latin-1")
+            for connection in self.combined:
+                connection.send(data)
 
     def send(self, payload: bytes) -> None:
         """Framed once for each mode."""

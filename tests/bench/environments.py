@@ -30,6 +30,8 @@ class Environment:
     script: str = ""
     arguments: tuple[str, ...] = ()
     slower: int = 1
+    tls: bool = False
+    """It takes nothing but TLS."""
 
     @property
     def python(self) -> Path:
@@ -45,7 +47,7 @@ CLIENTS = {
     "bare aiohttp on uvloop": Environment(_AIOHTTP, "bare_aiohttp.py", ("uvloop",), 2),
     "python-binance": Environment(("python-binance==1.0.37",), "with_python_binance.py", (), 20),
     "ccxt.pro": Environment(("ccxt==4.5.90",), "with_ccxt.py", (), 50),
-    "cryptofeed": Environment(("cryptofeed==2.4.1",), "with_cryptofeed.py", (), 20),
+    "cryptofeed": Environment(("cryptofeed==2.4.1", "uvloop==0.21.0"), "with_cryptofeed.py", (), 20, tls=True),
 }
 ICEORYX = Environment(("iceoryx2==0.10.0",))
 
@@ -74,11 +76,13 @@ def available() -> dict[str, Environment]:
 
 
 def client_run(name: str, sender: Connection, frames: int) -> dict[str, Any]:
-    """One client against a sender that waits for it: {frames, seconds, cpu}, from the first frame it had to the last."""
+    """One client against a sender that waits for it: {frames, seconds, cpu}, from the first frame it had to the last. Over TLS it believes the
+    certificate that SSL_CERT_FILE names."""
     environment = CLIENTS[name]
     port = sender.recv()
     command = [environment.python, CLIENTS_FOLDER / environment.script, str(port), str(frames), *environment.arguments]
-    with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True) as client:
+    environ = os.environ | {"REQUESTS_CA_BUNDLE": os.environ.get("SSL_CERT_FILE", "")}
+    with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True, env=environ, cwd=environment.python.parent) as client:
         try:
             if not sender.poll(60.0):
                 raise RuntimeError(f"{name} did not subscribe")

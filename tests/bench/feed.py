@@ -205,12 +205,12 @@ def feed_run(frames: int, rate: int, certificate: str = "") -> Run:
     return uvloop.run(_feed(frames, rate, certificate))
 
 
-def others(frames: int) -> dict[str, tuple[float, float]]:
+def others(frames: int, certificate: str) -> dict[str, tuple[float, float]]:
     """Of each client that could be set up: frames a second, and frames a second of its own processor time."""
     found = {}
     for name, environment in available().items():
         part = frames // environment.slower // WHOLE_FRAMES * WHOLE_FRAMES
-        with child(run_sender, part, 0, "") as sender:
+        with child(run_sender, part, 0, certificate if environment.tls else "") as sender:
             run = client_run(name, sender, part)
         found[name] = (run["frames"] / run["seconds"], run["frames"] / run["cpu"])
     return found
@@ -233,7 +233,7 @@ def _flat_rows(certificate: str) -> Iterator[Row]:
     theirs: list[dict[str, tuple[float, float]]] = []
     for _ in range(ROUNDS):
         runs["plain"].append(feed_run(FRAMES, 0))
-        theirs.append(others(FRAMES))
+        theirs.append(others(FRAMES, certificate))
         runs["TLS"].append(feed_run(FRAMES, 0, certificate))
     middle = {name: [statistics.median(one[name][k] for one in theirs) for k in (0, 1)] for name in theirs[0]}
     for way, ours in runs.items():
