@@ -18,7 +18,7 @@ from src.clock import Clock, seeded
 from src.counters import Counters
 from src.exchange.options import ExchangeOptions
 from src.exchange.server import Ready, serve
-from src.feed import FeedOptions, run_feed
+from src.feed import FeedOptions, run_feed, warm_up
 from src.market_state import MarketState
 from src.models import SymbolRules
 from src.ring_buffer import GAP, HEALED, STATE, TIME, TRADE, Ring
@@ -26,13 +26,19 @@ from src.sockets import Patience
 from src.venue.governor import Governor
 from src.venue.queries import klines, symbol_rules
 from src.venue.rest import Rest
-from tests.test_feed import compiled, whole_when_tradable
+from tests.test_feed import whole_when_tradable
 
 MINUTE = 60_000
 SPEED = 60.0
 NAMES = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 QUICK = Patience(connect_s=2.0, overlap_s=0.3, silent_s=1.5, mute_s=1.0, lag_s=0.3, backoff_s=(0.05, 0.3))
 DEADLINE_S = 30.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """No test waits for kernels longer than its deadline."""
+    warm_up()
 
 
 class Tape:
@@ -148,7 +154,6 @@ class Scene:
 @asynccontextmanager
 async def scene(history: int = 0, routed: bool = True, **changes: Any) -> AsyncIterator[Scene]:
     """A local exchange at 60 times the speed, three symbols on two market sockets and one public one."""
-    compiled()
     stop, feed_stop, ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
     started: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
     exchange = asyncio.create_task(serve(ExchangeOptions(symbols=NAMES, speed=SPEED, control=True), started.set_result, stop))

@@ -18,6 +18,7 @@ from websockets.asyncio.server import serve
 
 from src.config import load, network_environment, proxy_for
 from src.error_handler import Fatal
+from src.feed import warm_up
 from src.links import Route
 from src.ring_buffer import BACKFILLED, HEALED, TRADE
 from src.sockets import Shard
@@ -30,6 +31,12 @@ from tests.test_venue_ws_api import venue as ws_api_venue  # noqa: F401  (a fixt
 
 NAME = "venue.test"
 """A host that only the proxy knows."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """No test waits for kernels longer than its deadline."""
+    warm_up()
 
 
 class Proxy:
