@@ -282,3 +282,14 @@ def test_a_start_that_takes_long_leaves_the_clock_right() -> None:
     before = epoch_ms()
     venue = build(options(market="synthetic"), SlowMarket(("BTCUSDT", "60000"), ("ETHUSDT", "3000"), open_ms=before), None, None)
     assert epoch_ms() - before >= 1200 and abs(venue.now_ms() - epoch_ms()) < 200
+
+
+async def test_a_price_has_the_time_of_its_trade_and_a_book_that_of_the_quote_behind_it() -> None:
+    """Who compares streams with REST must not be told of a trade where only the book has moved."""
+    market = FakeMarket(("BTCUSDT", "60000"), ("ETHUSDT", "3000"), seconds=0)
+    quoted = market.open_ms + 100
+    market.put(0, quoted, "60000", 0, bid="59999", ask="60001")
+    async with exchange(market=market) as client, asyncio.timeout(DEADLINE_S):
+        while (await client.get("v1/ticker/bookTicker", symbol="BTCUSDT"))["time"] != quoted:
+            await asyncio.sleep(0.02)
+        assert (await client.get("v2/ticker/price", symbol="BTCUSDT"))["time"] == market.open_ms - 1000

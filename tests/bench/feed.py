@@ -50,7 +50,7 @@ STEADY_S = 4.5
 CANDLE_MS = 1_000
 PEEKED_MAX = 1 << 15
 NS = 1e9
-PATIENCE = Patience(mute_s=60.0)
+PATIENCE = Patience(silent_s=3600.0, mute_s=60.0)
 """The sender is quiet while it builds its frames."""
 _ONE = Decimal(1)
 RULES = tuple(SymbolRules(name, Decimal(1), _ONE / STEPS_PER_UNIT, *[_ONE] * 6) for name in SYMBOLS)
