@@ -30,7 +30,7 @@ from src.gateway import Gateway
 from src.journal import Journal
 from src.life import Life, hear
 from src.market_state import MarketState
-from src.market_universe import spare_for
+from src.market_universe import FALLBACK, spare_for
 from src.models import SymbolRules
 from src.portfolio import Portfolio
 from src.preparation import context_interval_ms, keep_history, keep_prepared
@@ -103,7 +103,7 @@ async def _trade(life: Life, given: Given, journal: Journal) -> None:
     try:
         await rest.sync_time()
         await validate_binance_keys(rest)
-        rules, _ = await symbol_rules(rest)
+        rules = await _rules(rest)
         fee, rates = await _rates(rest, next(iter(rules), FEE_SYMBOL))
         await Room(life, given, journal, Terms(rest, data, rules, fee, rates)).live()
     finally:
@@ -177,6 +177,17 @@ def _student(s: Settings, given: Given, journal: Journal) -> Judge | None:
         return None
     lifecycle(f"🎓 The student decides: {student.source}")
     return student
+
+
+async def _rules(rest: Rest) -> dict[str, SymbolRules]:
+    """What the venue allows, by symbol; of the fallback pairs where it does not say: what is held can be protected without it."""
+    try:
+        return (await symbol_rules(rest))[0]
+    except Fatal:
+        raise
+    except AegisError as error:
+        warn(f"the venue does not say what it trades yet: {error}")
+        return {r.symbol: r for r in FALLBACK}
 
 
 async def _rates(rest: Rest, symbol: str) -> tuple[tuple[Decimal, Decimal], dict[str, Decimal]]:

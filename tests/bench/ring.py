@@ -1,17 +1,20 @@
 """The ring: a call, slots a second across two processes, and the way from a write to its reader.
 
 Every slot is filled in all of its 128 bytes and read in all of them, and the sum of what was read is compared with what was written.
-References carry the same number of bytes. Across two cores the bound is the machine's: how fast one core may store over what the other has
-read, which is a reference of its own. Spinning figures want a core for each side: on a shared machine their tails are the scheduler's.
+References carry the same number of bytes; iceoryx2 runs in an environment of its own, through its Python binding. Across two cores the bound
+is the machine's: how fast one core may store over what the other has read, which is a reference of its own. Spinning figures want a core for
+each side: on a shared machine their tails are the scheduler's.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import select
 import statistics
 import struct
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,10 +27,11 @@ import zmq
 from numba import njit
 
 from src import ring_buffer as rb
-from src.clock import monotonic_ns
+from src.clock import monotonic_ns, token
 from src.ring_buffer import Ring
 from src.shared_memory import SharedDescriptor, SharedWords
 from tests.bench import REPETITIONS, SHORT_REPETITIONS, Row, ns_per_op, percentile, row
+from tests.bench.environments import CLIENTS_FOLDER, ICEORYX, built
 from tests.spawned import SPAWN, spawned
 
 CALLS = 1_500
@@ -148,6 +152,9 @@ def throughput() -> Iterator[Row]:
         "zmq ipc": _median(lambda: _zmq(MESSAGES * 5, 1), 3),
         f"zmq ipc, {ZMQ_BATCH} a message": _median(lambda: _zmq(MESSAGES * 5, ZMQ_BATCH), 3),
     }
+    if built(ICEORYX):
+        references["iceoryx2"] = _median(lambda: _iceoryx("rate", MESSAGES, 1), 3)
+        references[f"iceoryx2, {ZMQ_BATCH} a message"] = ZMQ_BATCH * _median(lambda: _iceoryx("rate", MESSAGES, ZMQ_BATCH), 3)
     for case, value in cases.items():
         for reference, figure in references.items():
             yield row("ring", case, "slots_per_s", value, reference=reference, reference_value=figure)
@@ -312,19 +319,41 @@ def _zmq(slots: int, batch: int) -> float:
             return (messages - 1) * batch / (monotonic_ns() - start) * 1e9
 
 
+def _iceoryx(what: str, messages: int, slots: int) -> Any:
+    """Messages a second for "rate"; each one's nanoseconds for "way"."""
+    words = [str(ICEORYX.python), str(CLIENTS_FOLDER / "iceoryx.py")]
+    rest = [f"aegis/{token(8)}", what, str(messages), str(slots)]
+    ends = [subprocess.Popen([*words, role, *rest], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            for role in ("receive", "send")]
+    try:
+        for end in ends:
+            assert end.stdout is not None and end.stdout.readline() == "ready\n", "iceoryx2 does not begin"
+        receiver, sender = ends
+        assert receiver.stdout is not None and sender.stdin is not None
+        sender.stdin.write("go\n")
+        sender.stdin.flush()
+        return json.loads(receiver.stdout.readline())
+    finally:
+        for end in ends:
+            end.kill()
+            end.communicate()
+
+
 # --- one way
 
 
 def latency() -> Iterator[Row]:
     """Microseconds from before the write until the reader holds the slot."""
     pipe = _one_way(_send_stamps, _receive_pipe, SPAWN.Pipe(duplex=False))
-    zmq_ipc = _zmq_one_way()
+    others = {"multiprocessing.Pipe": pipe, "zmq ipc": _zmq_one_way()}
+    if built(ICEORYX):
+        others["iceoryx2, spinning"] = [figure / 1e3 for figure in _iceoryx("way", ROUNDS, 1)[1:]]
     parked = {"parked, poll": _ring_one_way(_wait_by_poll), "parked, uvloop": _ring_one_way(_wait_by_uvloop)}
     spinning = {"spinning, kernels, half a round trip": _spinning_kernels(), "spinning, Python": _ring_one_way(_wait_by_spinning)}
     for case, figures in (parked | spinning).items():
         for part, metric in ((0.5, "p50_us"), (0.99, "p99_us")):
-            for reference, others in (("multiprocessing.Pipe", pipe), ("zmq ipc", zmq_ipc)):
-                yield row("ring", case, metric, percentile(figures, part), reference=reference, reference_value=percentile(others, part))
+            for reference, ages in others.items():
+                yield row("ring", case, metric, percentile(figures, part), reference=reference, reference_value=percentile(ages, part))
 
 
 def _write_stamps(ring: Ring) -> None:
