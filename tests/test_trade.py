@@ -661,7 +661,7 @@ async def test_a_fill_that_was_told_is_not_news_while_the_journal_cannot_be_writ
         await venue.user("BUY", "0.01")
         await until(lambda: slot.qty == D("0.176"))
         told = len(filled)
-        for fill in list(filled):
+        for fill in filled:
             assert not d.trade.on_fill(fill)
         assert len(filled) == told == 2 and not missed
         d.journal._db.execute("PRAGMA query_only=OFF")
