@@ -114,12 +114,17 @@ async def _trade(life: Life, given: Given, journal: Journal) -> None:
 async def _first(life: Life, awaited: Sequence[asyncio.Future[Any]], running: Sequence[asyncio.Future[Any]]) -> bool:
     """Wait for all that is awaited, or for the stop. True: all of it is done. Raises what ends something that should be running."""
     stopped: asyncio.Future[Any] = asyncio.ensure_future(life.stop.wait())
-    together = asyncio.gather(*awaited)
-    done, _ = await asyncio.wait([together, stopped, *running], return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    for ended in done - {stopped}:
+    try:
+        while not life.stop.is_set() and not all(future.done() for future in awaited):
+            for ended in [future for future in (*awaited, *running) if future.done()]:
+                ended.result()
+            waiting = [future for future in (stopped, *awaited, *running) if not future.done()]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopped.cancel()
+    for ended in [future for future in (*awaited, *running) if future.done()]:
         ended.result()
-    return together.done() or not together.cancel()
+    return not life.stop.is_set()
 
 
 def _told(life: Life) -> asyncio.Future[Any]:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from src.error_handler import Degraded, Fatal
 from src.models import ClosedTrade, Fill, Role, Side
@@ -150,6 +151,11 @@ class Journal:
         with self._guarded() as db:
             db.executemany("INSERT INTO outcomes VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)", rows)
 
+    def realised_since(self, ms: int) -> Decimal:
+        """Net of the trades that closed since then."""
+        rows = self._db.execute("SELECT realised, commission FROM trades WHERE exit_time_ms>=?", (ms,))
+        return sum((Decimal(realised) - Decimal(commission) for realised, commission in rows), Decimal(0))
+
     def trade_count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM trades").fetchone()[0])
 
@@ -227,7 +233,7 @@ class Reader:
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         if not self.path.exists():
             return []
-        db = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, isolation_level=None, timeout=2.0)
+        db = sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro", uri=True, isolation_level=None, timeout=2.0)
         try:
             return db.execute(query, values).fetchall()
         finally:

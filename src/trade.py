@@ -95,7 +95,8 @@ class Trade:
         self._hold_until_ns = 0
         self._unwritten: dict[str, Callable[[], Any]] = {}
         self._writes = 0
-        self._realised_day = (0, ZERO)
+        day = utc_day(desk.clock.market_ms())
+        self._realised_day = (day, desk.journal.realised_since(day * 86_400_000))
         self._venue_hold_ns = 0
         self.on_doubt: Callable[[], None] = lambda: None
         self.on_missed: Callable[[str], None] = lambda reason: None

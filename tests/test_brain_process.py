@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from src import config
-from src.brain_process import Given, Room, Terms
+from src.brain_process import Given, Room, Terms, _first
 from src.clock import real_clock
 from src.counters import Counters
+from src.error_handler import Halt
 from src.journal import Journal
 from src.market_universe import FALLBACK
 from src.ring_buffer import Ring
@@ -59,3 +60,29 @@ async def test_nothing_opens_from_the_very_moment_the_stream_is_back(room: Room)
     room.trade.holds.clear()
     room.recheck()
     assert "reconcil" in room.trade.halted
+
+
+async def test_the_start_waits_for_all_of_it_and_for_the_stop_alone(caplog: pytest.LogCaptureFixture) -> None:
+    life: Any = SimpleNamespace(stop=asyncio.Event())
+    loop = asyncio.get_running_loop()
+    one, two, running = loop.create_future(), loop.create_future(), loop.create_future()
+    waiting = asyncio.ensure_future(_first(life, [one, two], [running]))
+    one.set_result(1)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    two.set_result(2)
+    assert await waiting
+    never = loop.create_future()
+    waiting = asyncio.ensure_future(_first(life, [never], [running]))
+    await asyncio.sleep(0)
+    life.stop.set()
+    assert not await waiting and not caplog.records
+
+
+async def test_what_should_be_running_and_ends_in_an_error_ends_the_start() -> None:
+    life: Any = SimpleNamespace(stop=asyncio.Event())
+    loop = asyncio.get_running_loop()
+    never, running = loop.create_future(), loop.create_future()
+    running.set_exception(Halt("cannot be"))
+    with pytest.raises(Halt):
+        await _first(life, [never], [running])

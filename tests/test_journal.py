@@ -120,3 +120,11 @@ def test_rubbish_in_place_of_the_journal_is_named(tmp_path: Path) -> None:
 
 def test_a_reader_of_nothing_reads_nothing(tmp_path: Path) -> None:
     assert Reader(tmp_path).slots() == {} and Reader(tmp_path).latches() == {}
+
+
+def test_a_reader_finds_the_journal_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "50% of #1?"
+    journal = Journal(folder)
+    journal.latch("halt", "said by the test", 1)
+    assert Reader(folder).latches() == {"halt": "said by the test"}
+    journal.close()

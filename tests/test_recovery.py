@@ -481,6 +481,18 @@ async def test_a_latch_survives_restarts_until_it_is_released(tmp_path: Path) ->
             await d.agree()
 
 
+async def test_what_was_earned_today_survives_a_restart(tmp_path: Path) -> None:
+    async with world() as venue:
+        async with daemon(venue, tmp_path) as first:
+            await first.opened()
+            await venue.move("BTCUSDT", 61_000)
+            await until(first.gone)
+            net = first.closed[0].net
+            await first.kill()
+        async with restarted(venue, tmp_path) as d:
+            await until(lambda: d.counters.get("brain", "realised_today") == float(net) != 0, "today's result is shown")
+
+
 async def test_the_days_start_and_the_peak_survive_a_restart_while_no_price_is_known_yet(tmp_path: Path) -> None:
     """A position in profit is worth what the venue says until the first price comes: no limit trips for want of one."""
     async with world() as venue:

@@ -436,9 +436,9 @@ async def test_an_entry_that_meets_no_price_expires_and_cools_its_symbol_down(tm
 async def test_a_gap_through_the_stop_is_closed_at_the_gaps_price(tmp_path: Path) -> None:
     async with bench(tmp_path) as (venue, d):
         await d.opened()
-        await venue.move("BTCUSDT", 55_000)
+        await venue.move("BTCUSDT", 57_500)
         await until(d.gone, "the slot is free")
-        assert d.closed[0].reason == "stop" and d.closed[0].exit_price < 55_001
+        assert d.closed[0].reason == "stop" and d.closed[0].exit_price < 57_501
         await d.agree()
 
 
