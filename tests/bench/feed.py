@@ -12,6 +12,7 @@ slot, from the moment before its frame was handed to the sender's socket until t
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import selectors
 import statistics
@@ -83,6 +84,7 @@ def brain(ring: Ring, pipe: Connection) -> None:
     selector = selectors.DefaultSelector()
     selector.register(ring.wake_fd, selectors.EVENT_READ)
     pipe.send("ready")
+    gc.freeze()
     began, wanted = pipe.recv()
     ages: list[Floats] = []
     seen = slots = 0
@@ -180,6 +182,7 @@ async def _feed(frames: int, rate: int, certificate: str) -> Run:
             options = FeedOptions(f"{base}/market", f"{base}/public", rest, clock, RULES, patience=PATIENCE)
             feed = asyncio.create_task(run_feed(options, ring, counters, flowing.set, stop))
             await flowing.wait()
+            gc.freeze()  # as a process of the daemon does when it is ready
             assert await hear(reader) == "ready"
             count = await hear(sender)
             cpu, began = sum(os.times()[:2]), monotonic_ns()
