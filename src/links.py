@@ -41,7 +41,8 @@ class Route(Enum):
 
 
 class Carrier(Protocol):
-    """Whose connection it is. ``keys``, ``mark_keys``: symbol → first word of its rows. ``mark_ns``: when a mark price last came."""
+    """Whose connection it is. ``keys``, ``mark_keys``: symbol → first word of its rows; ``keys`` is another mapping when it has changed.
+    ``mark_ns``: when a mark price last came."""
 
     mark_ns: int
 
@@ -92,7 +93,6 @@ class Link(WSListener):  # type: ignore[misc]
         self._memory, self._staged = staging()
         self._trades = carrier.route is Route.MARKET
         self._names, self._values = names_table(self._keys), scratch()
-        self._known = len(self._keys)
         self._decoder: Callable[[bytes], Any] = decode_market if carrier.route is Route.MARKET else decode_public
         self._held_back = hold
         self._plain = not hold
@@ -147,8 +147,9 @@ class Link(WSListener):  # type: ignore[misc]
         if not waiting:
             return
         self._frames = []
-        if len(self._keys) != self._known:
-            self._names, self._known = names_table(self._keys), len(self._keys)
+        if self._carrier.keys is not self._keys:
+            self._keys = self._carrier.keys
+            self._names = names_table(self._keys)
         text = b"%b%b" % (END.join(frames), END)
         letters, at, taken = np.frombuffer(text, np.uint8), 0, 0
         plain = frames_in(letters) == waiting

@@ -195,7 +195,7 @@ class Shard:
 
     def add(self, index: int, name: str, symbol: str, key: int) -> None:
         """One more stream from now on."""
-        self.stream[index], self.keys[symbol] = name, key
+        self.stream[index], self.keys = name, {**self.keys, symbol: key}  # anew: links tell by that that they changed
         self.requests.append(("SUBSCRIBE", name))
 
     def remove(self, index: int) -> None:
