@@ -177,7 +177,7 @@ def _start(supervisor: Supervisor, settings: Settings, ring: Any, counters: Any)
     from src.error_handler import lifecycle
 
     bare = settings.without_secrets()
-    whole = kernel_cache.is_whole()
+    whole = kernel_cache.is_whole("kernels")
     if not whole:
         supervisor.spawn("kernels", processes.kernels, bare)
     urls, clock = _market(supervisor, settings, counters)
@@ -200,7 +200,7 @@ def _start(supervisor: Supervisor, settings: Settings, ring: Any, counters: Any)
 
 def _market(supervisor: Supervisor, settings: Settings, counters: Any) -> tuple[Endpoints, Clock]:
     """The URLs and the clock of this run: of the venue, of a local exchange that runs already, or of one that is spawned now."""
-    from src import processes
+    from src import kernel_cache, processes
     from src.clock import real_clock
     from src.config import endpoints, local_endpoints
     from src.error_handler import info
@@ -209,6 +209,9 @@ def _market(supervisor: Supervisor, settings: Settings, counters: Any) -> tuple[
         return endpoints(settings), real_clock()
     if settings.exchange_url:
         return endpoints(settings, local_endpoints(settings.exchange_url)), _clock_of(settings)
+    if not kernel_cache.is_whole("exchange_kernels"):
+        supervisor.spawn("exchange_kernels", processes.exchange_kernels, settings.without_secrets())
+        supervisor.wait_end("exchange_kernels")
     supervisor.spawn("exchange", processes.exchange, settings.without_secrets(), counters)
     ((found, clock),) = supervisor.wait_for("ready", "exchange")
     info("the local exchange answers", rest=found.rest)

@@ -37,7 +37,19 @@ def kernels(name: str, pipe: Connection, settings: Settings) -> None:
 
     feed.warm_up(show)
     teacher.warm_up(show)
-    kernel_cache.mark_whole()
+    kernel_cache.mark_whole(name)
+
+
+def exchange_kernels(name: str, pipe: Connection, settings: Settings) -> None:
+    """The same for the local exchange, whose kernels are those of any made market."""
+    begin(name, settings)
+    from src import kernel_cache
+    from src.clock import epoch_ms
+    from src.exchange.market import open_market
+
+    pipe.send(("progress", "compiling the exchange's market; only the first start takes this long"))
+    open_market("synthetic", symbols=("BTCUSDT",), seed=1, path=None, now_ms=epoch_ms(), resume=None)
+    kernel_cache.mark_whole(name)
 
 
 def exchange(name: str, pipe: Connection, settings: Settings, counters: Counters) -> None:

@@ -31,8 +31,8 @@ BRAIN_STOP_S = 7.0
 """Of which the Brain may take this much, to settle what is in flight."""
 START_S = 180.0
 """Longest start: cold kernels on a slow machine."""
-STOP_ORDER = ("brain", "orchestrator", "feed", "exchange", "kernels")
-TITLES = {"kernels": "Kernels", "feed": "Feed", "brain": "Brain", "orchestrator": "Orchestrator", "exchange": "Exchange"}
+STOP_ORDER = ("brain", "orchestrator", "feed", "exchange", "exchange_kernels", "kernels")
+TITLES = {"kernels": "Kernels", "exchange_kernels": "Kernels", "feed": "Feed", "brain": "Brain", "orchestrator": "Orchestrator", "exchange": "Exchange"}
 LINES = {"feed": "📡 Feed process started (PID={})", "brain": "🧠 Brain process started (PID={})",
          "orchestrator": "🔄 Orchestrator process started (PID={})", "exchange": "🏛️ Exchange process started (PID={})"}  # fmt: skip
 Target = Callable[..., None]
