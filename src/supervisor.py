@@ -32,7 +32,8 @@ BRAIN_STOP_S = 7.0
 START_S = 180.0
 """Longest start: cold kernels on a slow machine."""
 STOP_ORDER = ("brain", "orchestrator", "feed", "exchange", "exchange_kernels", "kernels")
-TITLES = {"kernels": "Kernels", "exchange_kernels": "Kernels", "feed": "Feed", "brain": "Brain", "orchestrator": "Orchestrator", "exchange": "Exchange"}
+TITLES = {"kernels": "Kernels", "exchange_kernels": "Kernels", "feed": "Feed", "brain": "Brain", "orchestrator": "Orchestrator",
+          "exchange": "Exchange"}  # fmt: skip
 LINES = {"feed": "📡 Feed process started (PID={})", "brain": "🧠 Brain process started (PID={})",
          "orchestrator": "🔄 Orchestrator process started (PID={})", "exchange": "🏛️ Exchange process started (PID={})"}  # fmt: skip
 Target = Callable[..., None]
