@@ -20,7 +20,8 @@ from src.error_handler import Fatal
 from src.exchange import expansion as ex
 from src.exchange.candles import Days
 from src.exchange.jumps import JumpingMarket
-from src.exchange.market import KLINE_DTYPE, TRADE_DTYPE, open_market
+from src.exchange.market import KLINE_DTYPE, TRADE_DTYPE
+from src.exchange.opening import open_market
 from src.exchange.path import DAY_MS, Opening, PathMarket
 from src.exchange.symbols import DEFAULT_UNIVERSE, TABLE, derived_spec, scaled_universe, spec
 from src.exchange.synthetic import PAST_KEPT, open_synthetic
