@@ -264,5 +264,7 @@ def _steady_rows(way: str, rate: int, certificate: str) -> Iterator[Row]:
         yield row("feed", f"{case}: sent to consumed", f"p{part}_us", statistics.median(ages), reference="sender's own lateness",
                   reference_value=late)
         yield row("feed", f"{case}: sent to consumed, best round", f"p{part}_us", min(ages))
+    yield row("feed", f"{case}: socket read to consumed, oldest of a batch", "p99_us",
+              statistics.median(float(np.percentile(one.lags, 99)) for one in runs))
     for name, used in (("Feed", [one.cpu / one.seconds for one in runs]), ("Brain", [one.brain_cpu / one.seconds for one in runs])):
         yield row("feed", f"{case}: {name}", "cpu_percent_of_core", 100 * statistics.median(used))
