@@ -563,12 +563,10 @@ class Trade:
     def remember(self) -> None:
         """Once a second: what the next start needs of the limits; and whether the operator has released a latch."""
         released = set() if self._unwritten else set(self.latches) - set(self._read(self.journal.latches, self.latches))
-        for name in released:
+        for name in sorted(released):
             del self.latches[name]
-        if released:
-            limits = self._desk.limits
-            limits.day, limits.start, limits.peak = -1, ZERO, ZERO
-            lifecycle(f"🔓 Released by the operator: {', '.join(sorted(released))}; the day's start and the peak begin anew")
+            self._desk.limits.forget(name)
+            lifecycle(f"🔓 Released by the operator: {name}")
         self._write(partial(self._desk.journal.remember, "limits", self._desk.limits.memory()), key="limits")
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
