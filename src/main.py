@@ -88,19 +88,25 @@ def download(rest: list[str]) -> int:
 
 
 def release(rest: list[str]) -> int:
-    """Let go of latches. Takes effect at the daemon's next start; the day's start and the peak begin anew."""
+    """Let go of latches. With ``daily_loss`` the day's start begins anew, with ``drawdown`` the peak, and with others nothing does."""
     from src.config import load
     from src.error_handler import Fatal
     from src.journal import Journal
+    from src.risk import Limits
 
-    journal = Journal(load().state_dir)
+    settings = load()
+    journal, limits = Journal(settings.state_dir), Limits(settings.daily_loss_limit, settings.max_drawdown)
     try:
         name = rest[0] if rest else ""
         held = journal.latches()
         if name and name not in held:
             raise Fatal(f"no latch is called {name!r}; held: {', '.join(held) or 'none'}")
         released = journal.release(name)
-        journal.remember("limits", None)
+        if (memory := journal.recall("limits")) is not None:
+            limits.recall(memory)
+            for latch in released:
+                limits.forget(latch)
+            journal.remember("limits", limits.memory())
     finally:
         journal.close()
     print("released: " + (", ".join(released) or "nothing was latched"))

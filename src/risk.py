@@ -327,10 +327,19 @@ class Limits:
             broken.append(("drawdown", f"equity {equity:.2f} is {1 - equity / self.peak:.2%} below its peak {self.peak:.2f}"))
         return broken
 
+    def forget(self, latch: str) -> None:
+        """What the release of that latch lets go of: its own beginning, which is then what equity is next. ``halt`` has none."""
+        if latch == "daily_loss":
+            self.day, self.start = -1, ZERO
+        elif latch == "drawdown":
+            self.peak = ZERO
+
     def transfer(self, amount: Decimal) -> None:
-        """A deposit or withdrawal is neither profit nor loss."""
-        self.start += amount
-        self.peak += amount
+        """A deposit or withdrawal is neither profit nor loss. What has not begun yet begins with it."""
+        if self.day >= 0:
+            self.start += amount
+        if self.peak > 0:
+            self.peak += amount
 
     def memory(self) -> dict[str, str | int]:
         return {"day": self.day, "start": str(self.start), "peak": str(self.peak)}

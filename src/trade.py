@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -36,6 +35,7 @@ from src.error_handler import (
 )
 from src.gateway import Answer, Call, Gateway, outcome_of
 from src.journal import Intent, Journal
+from src.late_writes import LateWrites, read_or
 from src.models import ZERO, Account, AccountUpdate, AlgoUpdate, Fill, OrderUpdate, Quote, Role, Side, Signal, SymbolRules
 from src.portfolio import Portfolio
 from src.risk import Limit, Limits, Refusal, View, approve
@@ -49,8 +49,6 @@ ORDER_IDS_MAX = 1000
 MISSED_MS = 5_000
 """A fill that is found by asking, and is older than this (wall), should have been told."""
 VENUE_HOLD_NS = 15 * 60_000_000_000
-UNWRITTEN_MAX = 10_000
-"""What the disk refuses waits in memory; of more than so many writes the oldest is dropped and counted (queue_full)."""
 NOTHING_TO_CANCEL = (-2011, -2013)
 
 
@@ -93,8 +91,7 @@ class Trade:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._hold_until_ns = 0
-        self._unwritten: dict[str, Callable[[], Any]] = {}
-        self._writes = 0
+        self._late = LateWrites(partial(desk.block.add, "queue_full"))
         day = utc_day(desk.clock.market_ms())
         self._realised_day = (day, desk.journal.realised_since(day * 86_400_000))
         self._venue_hold_ns = 0
@@ -227,41 +224,16 @@ class Trade:
             self._write(write, key=f"slot {symbol}")
 
     def _write(self, write: Callable[[], Any], *, key: str = "") -> bool:
-        """Into the journal, or into memory until the disk takes it again, in the order of their making; then nothing opens.
-
-        ``key``: of what waits, only the newest of a key counts. True: it is on disk.
-        """
-        if not self._unwritten:
-            try:
-                write()
-                return True
-            except Degraded as error:
-                failure("the journal is not written; nothing opens until it is", error)
-        self.holds["journal"] = "the journal cannot be written"
-        self._writes += 1
-        self._unwritten.pop(key, None)
-        self._unwritten[key or f"write {self._writes}"] = write
-        if len(self._unwritten) > UNWRITTEN_MAX:
-            self._unwritten.pop(next(iter(self._unwritten)))
-            self._desk.block.add("queue_full")
-        return False
-
-    def _read(self, read: Callable[[], Any], otherwise: Any) -> Any:
-        try:
-            return read()
-        except sqlite3.Error as error:
-            failure("the journal cannot be read", error)
-            return otherwise
+        """Into the journal, or into memory until the disk takes it again; then nothing opens. True: it is on disk."""
+        written = self._late.write(write, key)
+        if not written:
+            self.holds["journal"] = "the journal cannot be written"
+        return written
 
     def _write_later(self) -> None:
-        """Try again what the disk refused, oldest first."""
-        for key, write in list(self._unwritten.items()):
-            try:
-                write()
-            except Degraded:
-                return
-            del self._unwritten[key]
-        if self.holds.pop("journal", None):
+        """Try again what the disk refused."""
+        if self._late.again() and "journal" in self.holds:
+            del self.holds["journal"]
             lifecycle("✅ The journal is written again")
 
     def _send_entry(self, action: SendEntry) -> None:
@@ -271,7 +243,7 @@ class Trade:
                            "limit_ms": order.limit_ms, "risk": str(order.risk)})  # fmt: skip
         intent = Intent(action.client_id, order.symbol, Role.ENTRY, order.side, order.qty, order.price, now_ms, body=body)
         if not self._write(partial(desk.journal.intend, intent), key=action.client_id):
-            del self._unwritten[action.client_id]  # an entry that was not written is not sent, and so needs no entry in the journal
+            self._late.drop(action.client_id)  # an entry that was not written is not sent, and so needs no entry in the journal
             return self.run(desk.portfolio.rejected(action.client_id, 0, "the journal cannot be written", monotonic_ns(), now_ms))
         desk.bus.publish(Topic.ORDER_REQUEST, order)
         desk.block.add("orders_sent")
@@ -439,7 +411,7 @@ class Trade:
         """Journal it; True if it is new. While the journal cannot be written, that is what neither stands there nor waits for it."""
         wrote: list[bool] = []
         key, known = f"fill {fill.symbol} {fill.trade_id}", partial(self.journal.has_fill, fill.symbol, fill.trade_id)
-        if self._unwritten and (key in self._unwritten or self._read(known, False)):
+        if self._late and (key in self._late or read_or(known, False)):
             return False
         if self._write(lambda: wrote.append(self.journal.fill(fill)), key=key) and not wrote[0]:
             return False
@@ -464,7 +436,7 @@ class Trade:
     def _look_for_copies(self, update: OrderUpdate) -> None:
         """Our prefix with another epoch: a newer copy of the daemon ends our opening for good, an older one makes us wait."""
         parsed = parse(update.client_id)
-        if parsed is None or parsed[0] == self.epoch_ms or self._read(partial(self.journal.known, update.client_id), True):
+        if parsed is None or parsed[0] == self.epoch_ms or read_or(partial(self.journal.known, update.client_id), True):
             return
         if parsed[0] > self.epoch_ms:
             self.newer_copy(update.client_id)
@@ -562,13 +534,11 @@ class Trade:
 
     def remember(self) -> None:
         """Once a second: what the next start needs of the limits; and whether the operator has released a latch."""
-        released = set() if self._unwritten else set(self.latches) - set(self._read(self.journal.latches, self.latches))
-        for name in released:
+        released = set() if self._late else set(self.latches) - set(read_or(self.journal.latches, self.latches))
+        for name in sorted(released):
             del self.latches[name]
-        if released:
-            limits = self._desk.limits
-            limits.day, limits.start, limits.peak = -1, ZERO, ZERO
-            lifecycle(f"🔓 Released by the operator: {', '.join(sorted(released))}; the day's start and the peak begin anew")
+            self._desk.limits.forget(name)
+            lifecycle(f"🔓 Released by the operator: {name}")
         self._write(partial(self._desk.journal.remember, "limits", self._desk.limits.memory()), key="limits")
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:

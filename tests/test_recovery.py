@@ -481,6 +481,24 @@ async def test_a_latch_survives_restarts_until_it_is_released(tmp_path: Path) ->
             await d.agree()
 
 
+async def test_a_latch_released_while_it_runs_forgives_nothing_of_the_others(tmp_path: Path) -> None:
+    async with world() as venue, daemon(venue, tmp_path) as d:
+        limits = d.trade._desk.limits
+        await until(lambda: limits.peak == 10_000)
+        limits.peak = D(20_000)  # as after an old loss
+        await until(lambda: "drawdown" in d.trade.latches)
+        d.trade.latch("halt", "said by the test")
+        operator = Journal(tmp_path)
+        assert operator.release("halt") == ["halt"]
+        d.trade.remember()
+        assert list(d.trade.latches) == ["drawdown"] and limits.peak == 20_000
+        assert operator.release("drawdown") == ["drawdown"]
+        d.trade.remember()
+        d.trade.tick()
+        assert not d.trade.latches and limits.peak == limits.start == 10_000
+        operator.close()
+
+
 async def test_what_was_earned_today_survives_a_restart(tmp_path: Path) -> None:
     async with world() as venue:
         async with daemon(venue, tmp_path) as first:
