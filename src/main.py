@@ -183,17 +183,18 @@ def _start(supervisor: Supervisor, settings: Settings, ring: Any, counters: Any)
     from src.error_handler import lifecycle
 
     bare = settings.without_secrets()
-    whole = kernel_cache.is_whole()
-    if not whole:
-        supervisor.spawn("kernels", processes.kernels, bare)
+    compilers = () if kernel_cache.is_whole() else (processes.feed_kernels, processes.brain_kernels)
+    for compiler in compilers:
+        supervisor.spawn(compiler.__name__, compiler, bare)
     urls, clock = _market(supervisor, settings, counters)
     reading, writing = supervisor.pipe()
     news_in, news_out = supervisor.pipe()
     words_in, words_out = supervisor.pipe()
     lifecycle("🚀 Launching Feed + Brain + Orchestrator processes...")
     supervisor.spawn("brain", processes.brain, settings, counters, ring, urls, clock, reading, words_out, news_in)  # what is held comes first
-    if not whole:
-        supervisor.wait_end("kernels")
+    if compilers:
+        supervisor.wait_end(*[compiler.__name__ for compiler in compilers])
+        kernel_cache.mark_whole()
     supervisor.spawn("feed", processes.feed, bare, counters, ring, urls, clock, news_out, words_in)
     supervisor.spawn("orchestrator", processes.orchestrator, settings, counters, urls, clock, writing)
     for end in (reading, writing, news_in, news_out, words_in, words_out):
