@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -40,6 +40,7 @@ from src.models import ZERO, Account, AccountUpdate, AlgoUpdate, Fill, OrderUpda
 from src.portfolio import Portfolio
 from src.risk import Limit, Limits, Refusal, View, approve
 from src.slots import GUARDS, Action, Ask, CancelGuard, Changed, Closed, Died, Opened, SendEntry, SendExit, SendGuard, remember, symbol_of
+from src.venue.answers import Income
 from src.venue.orders import ClientIds, parse
 from src.venue.user_events import ConfigUpdate, MarginCall
 
@@ -49,6 +50,8 @@ ORDER_IDS_MAX = 1000
 MISSED_MS = 5_000
 """A fill that is found by asking, and is older than this (wall), should have been told."""
 VENUE_HOLD_NS = 15 * 60_000_000_000
+UNSURE = {"start", "reconcile", "recheck"}
+"""Holds during which what is held and what was moved is not compared with the venue yet."""
 NOTHING_TO_CANCEL = (-2011, -2013)
 
 
@@ -109,6 +112,10 @@ class Trade:
         return self.view.account
 
     @property
+    def limits(self) -> Limits:
+        return self._desk.limits
+
+    @property
     def journal(self) -> Journal:
         return self._desk.journal
 
@@ -122,6 +129,13 @@ class Trade:
         if self.reconciliations_wanted == 0:
             self.holds.pop("reconcile", None)
             self.holds.pop("start", None)
+            self._judge(self.equity)  # before anything can open
+
+    def stated(self, rows: Sequence[Income], now_ms: int) -> None:
+        """The account's statement of transfers, from where ``limits`` know it to now, together with the wallet that it makes."""
+        untold = self.limits.stated(rows, now_ms)
+        if untold:
+            lifecycle(f"💸 Deposited or withdrawn, and not told: {untold:+f}; no profit and no loss")
 
     @property
     def equity(self) -> Decimal:
@@ -428,8 +442,10 @@ class Trade:
     def _on_account(self, update: AccountUpdate) -> None:
         self.view.tell(update, monotonic_ns())
         if update.wallet is not None:
-            self._desk.limits.transfer(update.transfer)
+            self.limits.told(update.transfer, update.time_ms)
             self._write(partial(self._desk.journal.money, update.time_ms, update.reason, update.wallet, update.transfer))
+            if update.transfer and self.limits.transfers.full:
+                self.on_doubt()
         for position in update.positions:
             self.run(self._desk.portfolio.seen(position, monotonic_ns(), self._desk.clock.market_ms()))
 
@@ -502,9 +518,14 @@ class Trade:
         self._guarded(lambda: self.run(desk.portfolio.tick(now_ns, now_ms, contact=desk.gateway.contact(now_ns))))
         desk.portfolio.forget_waiting(now_ns, desk.limit.signal_age_ms * 1_000_000)
         equity = self.equity
-        for name, reason in desk.limits.update(equity, now_ms):
-            self.latch(name, reason)
+        self._judge(equity)
         self._show(equity, self._realised_day[1] if self._realised_day[0] == utc_day(now_ms) else ZERO)
+
+    def _judge(self, equity: Decimal) -> None:
+        """The limits; not while wallet and transfers may be of different moments. Nothing opens then."""
+        if not self.holds.keys() & UNSURE:
+            for name, reason in self.limits.update(equity, self._desk.clock.market_ms()):
+                self.latch(name, reason)
 
     def _show(self, equity: Decimal, realised_today: Decimal) -> None:
         """The figures the other processes see."""
@@ -512,7 +533,7 @@ class Trade:
         block.set("positions_open", len(held))
         block.set("positions_unprotected", sum(not s.protected for s in held))
         block.set("latched", len(self.latches))
-        block.set("reconciled_ok", int(not self.holds.keys() & {"start", "reconcile", "recheck"}))
+        block.set("reconciled_ok", int(not self.holds.keys() & UNSURE))
         block.set("holds", sum(1 << HOLDS.index(name) for name in self.holds))
         block.set("foreign_positions", len(self._desk.portfolio.foreign))
         for name, money in (("equity", equity), ("wallet", self.account.wallet), ("unrealised", equity - self.account.wallet),
@@ -537,9 +558,9 @@ class Trade:
         released = set() if self._late else set(self.latches) - set(read_or(self.journal.latches, self.latches))
         for name in sorted(released):
             del self.latches[name]
-            self._desk.limits.forget(name)
+            self.limits.forget(name)
             lifecycle(f"🔓 Released by the operator: {name}")
-        self._write(partial(self._desk.journal.remember, "limits", self._desk.limits.memory()), key="limits")
+        self._write(partial(self._desk.journal.remember, "limits", self.limits.memory()), key="limits")
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """A background task whose error is not lost."""
