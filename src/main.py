@@ -88,19 +88,25 @@ def download(rest: list[str]) -> int:
 
 
 def release(rest: list[str]) -> int:
-    """Let go of latches. Takes effect at the daemon's next start; the day's start and the peak begin anew."""
+    """Let go of latches. With ``daily_loss`` the day's start begins anew, with ``drawdown`` the peak, and with others nothing does."""
     from src.config import load
     from src.error_handler import Fatal
     from src.journal import Journal
+    from src.risk import Limits
 
-    journal = Journal(load().state_dir)
+    settings = load()
+    journal, limits = Journal(settings.state_dir), Limits(settings.daily_loss_limit, settings.max_drawdown)
     try:
         name = rest[0] if rest else ""
         held = journal.latches()
         if name and name not in held:
             raise Fatal(f"no latch is called {name!r}; held: {', '.join(held) or 'none'}")
         released = journal.release(name)
-        journal.remember("limits", None)
+        if (memory := journal.recall("limits")) is not None:
+            limits.recall(memory)
+            for latch in released:
+                limits.forget(latch)
+            journal.remember("limits", limits.memory())
     finally:
         journal.close()
     print("released: " + (", ".join(released) or "nothing was latched"))
@@ -177,17 +183,18 @@ def _start(supervisor: Supervisor, settings: Settings, ring: Any, counters: Any)
     from src.error_handler import lifecycle
 
     bare = settings.without_secrets()
-    whole = kernel_cache.is_whole("kernels")
-    if not whole:
-        supervisor.spawn("kernels", processes.kernels, bare)
+    compilers = () if kernel_cache.is_whole("daemon") else (processes.feed_kernels, processes.brain_kernels)
+    for compiler in compilers:
+        supervisor.spawn(compiler.__name__, compiler, bare)
     urls, clock = _market(supervisor, settings, counters)
     reading, writing = supervisor.pipe()
     news_in, news_out = supervisor.pipe()
     words_in, words_out = supervisor.pipe()
     lifecycle("🚀 Launching Feed + Brain + Orchestrator processes...")
     supervisor.spawn("brain", processes.brain, settings, counters, ring, urls, clock, reading, words_out, news_in)  # what is held comes first
-    if not whole:
-        supervisor.wait_end("kernels")
+    if compilers:
+        supervisor.wait_end(*[compiler.__name__ for compiler in compilers])
+        kernel_cache.mark_whole("daemon")
     supervisor.spawn("feed", processes.feed, bare, counters, ring, urls, clock, news_out, words_in)
     supervisor.spawn("orchestrator", processes.orchestrator, settings, counters, urls, clock, writing)
     for end in (reading, writing, news_in, news_out, words_in, words_out):
@@ -209,9 +216,10 @@ def _market(supervisor: Supervisor, settings: Settings, counters: Any) -> tuple[
         return endpoints(settings), real_clock()
     if settings.exchange_url:
         return endpoints(settings, local_endpoints(settings.exchange_url)), _clock_of(settings)
-    if not kernel_cache.is_whole("exchange_kernels"):
+    if not kernel_cache.is_whole("exchange"):
         supervisor.spawn("exchange_kernels", processes.exchange_kernels, settings.without_secrets())
         supervisor.wait_end("exchange_kernels")
+        kernel_cache.mark_whole("exchange")
     supervisor.spawn("exchange", processes.exchange, settings.without_secrets(), counters)
     ((found, clock),) = supervisor.wait_for("ready", "exchange")
     info("the local exchange answers", rest=found.rest)

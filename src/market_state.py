@@ -309,6 +309,8 @@ class MarketState:
         self.steps = np.concatenate([np.asarray(steps, np.float64), np.ones(spare)])
         self.intervals = (candle_ms, setup_ms, context_ms)
         self.market = make_market(len(symbols) + spare, history=history)
+        for pages in (self.market.bars[:, :len(symbols)], self.market.flaws[:len(symbols)], self.market.frames[:, :len(symbols)]):
+            pages[...] = 0  # or the first close of all symbols waits for them to be cleared
         frames, self.market.symbols["interval_ms"] = self.market.frames, candle_ms
         self._batch_fields = self.market.tally.view(np.int64)[: len(BATCH_FIELDS)]
         frames["interval_ms"], frames["rsi_period"], frames["atr_period"] = np.array(self.intervals)[:, None], rsi_period, atr_period

@@ -30,6 +30,8 @@ from src.venue.signing import Credentials
 RETRY_S = 5.0
 TWICE_S = 3.0
 DAY_MS = 86_400_000
+AHEAD_MS = 5_000
+"""So far the venue's clock may be before what we take it for."""
 
 
 class Orchestrator:
@@ -79,17 +81,24 @@ class Orchestrator:
         return compare(self._journal.slots(), held, guards, await queries.open_orders(self._rest))
 
     async def _check_wallet(self) -> Mismatch | None:
-        """The wallet against the venue's statement since this process began; skipped where money moves just now."""
+        """The wallet against the venue's statement since the last check that passed; skipped where money moves just now.
+
+        The base moves to the newest row that was counted, by the venue's time and not by ours: nothing falls between two checks. After a
+        check that did not pass it stays, so that a row which comes late is counted still.
+        """
         before = await queries.account(self._rest)
         now_ms = self._rest.timestamp()
         if self._base is None:
             self._base = (before.wallet, now_ms)
             return None
         wallet, since_ms = self._base
-        rows = await queries.income(self._rest, since_ms + 1, now_ms)
+        rows = await queries.income(self._rest, since_ms + 1, now_ms + AHEAD_MS)
         if (await queries.account(self._rest)).wallet != before.wallet:
             return None
-        return wallet_check(wallet, rows, before.wallet)
+        found = wallet_check(wallet, rows, before.wallet)
+        if rows and found is None:
+            self._base = (before.wallet, max(row.time_ms for row in rows))
+        return found
 
     async def beat(self) -> None:
         figures, now_ns = self._life.counters.snapshot(), monotonic_ns()

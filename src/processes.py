@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,29 +28,34 @@ def credentials(settings: Settings) -> tuple[str, str]:
     return settings.binance_api_key, settings.binance_api_secret
 
 
-def kernels(name: str, pipe: Connection, settings: Settings) -> None:
-    """Compile the kernels of Feed and Brain, and end: the compiler's memory goes with this process, and they only load what is there."""
+def feed_kernels(name: str, pipe: Connection, settings: Settings) -> None:
+    """Compile the Feed's kernels, and end: the compiler's memory goes with this process, and the Feed only loads what is there."""
     begin(name, settings)
-    from src import feed, kernel_cache, teacher
+    from src.feed import warm_up
 
-    def show(name: str) -> None:
-        pipe.send(("progress", f"compiling {name}; only the first start takes this long"))
+    warm_up(partial(_compiling, pipe))
 
-    feed.warm_up(show)
-    teacher.warm_up(show)
-    kernel_cache.mark_whole(name)
+
+def brain_kernels(name: str, pipe: Connection, settings: Settings) -> None:
+    """The same for the Brain."""
+    begin(name, settings)
+    from src.teacher import warm_up
+
+    warm_up(partial(_compiling, pipe))
 
 
 def exchange_kernels(name: str, pipe: Connection, settings: Settings) -> None:
-    """The same for the local exchange, whose kernels are those of any made market."""
+    """The same for the local exchange: every kind of market has the kernels of the made-up one."""
     begin(name, settings)
-    from src import kernel_cache
     from src.clock import epoch_ms
     from src.exchange.market import open_made_up
 
-    pipe.send(("progress", "compiling the exchange's market; only the first start takes this long"))
+    _compiling(pipe, "the exchange's market")
     open_made_up("synthetic", symbols=("BTCUSDT",), seed=1, path=None, now_ms=epoch_ms(), resume=None)
-    kernel_cache.mark_whole(name)
+
+
+def _compiling(pipe: Connection, name: str) -> None:
+    pipe.send(("progress", f"compiling {name}; only the first start takes this long"))
 
 
 def exchange(name: str, pipe: Connection, settings: Settings, counters: Counters) -> None:

@@ -2,8 +2,9 @@
 
 The same work is done after every reconnect of the user stream, since the stream replays nothing. Invariants: nothing opens from the moment
 it is asked for until it has passed; protection is the first write, before fills are fetched; orders that do not bear our prefix are never
-touched; what is acted on was seen on the venue, not assumed from the journal. A position that our entry opened and that has no slot (power
-was lost, or the journal) is taken over, with the stop of its intent or, where nothing is known, one at ``EMERGENCY_DISTANCE``.
+touched; what is acted on was seen on the venue, not assumed from the journal; no limit is judged before the statement has said what was
+deposited and withdrawn meanwhile. A position that our entry opened and that has no slot (power was lost, or the journal) is taken over, with
+the stop of its intent or, where nothing is known, one at ``EMERGENCY_DISTANCE``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from src.models import ZERO, Account, AlgoUpdate, Fill, PositionUpdate, Role, Si
 from src.portfolio import KINDS, Portfolio
 from src.slots import GUARDS, Ask, CancelGuard, Order, Slot, State, Word, recall
 from src.trade import Trade
+from src.transfers import AHEAD_MS
+from src.transfers import KIND as TRANSFER
 from src.venue import queries
 from src.venue.orders import ours, parse, round_tick
 
@@ -45,7 +48,16 @@ async def recover(trade: Trade, journal: Journal, portfolio: Portfolio, gateway:
         info(f"journal: {slot.symbol} {slot.state}", qty=slot.qty)
     trade.on_doubt = lambda: trade.spawn(reconcile(trade, portfolio, gateway, clock))
     trade.hold_for_reconciliation()
-    await _pass(trade, portfolio, gateway, clock, always=True)
+    async with trade.reconciling:
+        await _reconcile(trade, portfolio, gateway, clock)
+        try:
+            await _read_statement(trade, gateway, clock)
+            trade.reconciled()
+        except (Fatal, Halt):
+            raise
+        except AegisError as error:  # what is held is protected, and can be managed without it
+            warn(f"nothing opens until deposits and withdrawals are known: {error}")
+            trade.spawn(_until_passed(trade, portfolio, gateway, clock))
     trade.tick()  # the limits begin with what was found, before anything can move it
     if slots:
         left = ", ".join(f"{s.symbol} {s.qty * s.side.sign}" for s in portfolio.slots.values() if s.qty > 0) or "none"
@@ -70,10 +82,11 @@ async def _until_passed(trade: Trade, portfolio: Portfolio, gateway: Gateway, cl
             await asyncio.sleep(max(AGAIN_S, float(error.fields.get("retry_after_s") or 0.0)))
 
 
-async def _pass(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock: Clock, *, always: bool = False) -> None:
+async def _pass(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock: Clock) -> None:
     async with trade.reconciling:
-        if always or trade.reconciliations_wanted == 1:
+        if trade.reconciliations_wanted == 1:
             await _reconcile(trade, portfolio, gateway, clock)
+            await _read_statement(trade, gateway, clock)
         trade.reconciled()
 
 
@@ -92,6 +105,19 @@ async def _reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock
     trade.run(portfolio.tick(monotonic_ns(), clock.market_ms(), contact=gateway.contact(monotonic_ns())))
     if failed:
         raise failed[0]
+
+
+async def _read_statement(trade: Trade, gateway: Gateway, clock: Clock) -> None:
+    """What was deposited and withdrawn while nobody told it, and the wallet that has it: the same before and after, else one of the two may
+    know of more than the other."""
+    for _ in range(TRIES):
+        asked_ns, now_ms = monotonic_ns(), gateway.rest.timestamp()
+        account = await queries.account(gateway.rest)
+        rows = await queries.income(gateway.rest, trade.limits.transfers.from_ms(now_ms), now_ms + AHEAD_MS, kind=TRANSFER)
+        if (await queries.account(gateway.rest)).wallet == account.wallet:
+            trade.view.read(account, asked_ns, clock.market_ms())
+            return trade.stated(rows, now_ms)
+    raise Retryable("the wallet moves whenever it is read")
 
 
 async def _snapshot(gateway: Gateway) -> tuple[Account, list[AlgoUpdate]]:

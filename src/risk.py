@@ -8,12 +8,15 @@ that latch: the day's loss and the fall from the peak; transfers are not profit,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_DOWN, ROUND_FLOOR, Decimal
-from typing import Protocol
+from typing import Any, Protocol
 
 from src.clock import utc_day
 from src.models import ZERO, Quote, Side, Signal, SymbolRules
+from src.transfers import Transfers
+from src.venue.answers import Income
 
 BPS = Decimal("0.0001")
 ROOM_SHARE = Decimal("1.5")
@@ -314,6 +317,7 @@ class Limits:
     day: int = -1
     start: Decimal = ZERO
     peak: Decimal = ZERO
+    transfers: Transfers = field(default_factory=Transfers)
 
     def update(self, equity: Decimal, now_ms: int) -> list[tuple[str, str]]:
         """(latch, reason) of every limit that is broken now."""
@@ -327,13 +331,36 @@ class Limits:
             broken.append(("drawdown", f"equity {equity:.2f} is {1 - equity / self.peak:.2%} below its peak {self.peak:.2f}"))
         return broken
 
+    def forget(self, latch: str) -> None:
+        """What the release of that latch lets go of: its own beginning, which is then what equity is next. ``halt`` has none."""
+        if latch == "daily_loss":
+            self.day, self.start = -1, ZERO
+        elif latch == "drawdown":
+            self.peak = ZERO
+
     def transfer(self, amount: Decimal) -> None:
-        """A deposit or withdrawal is neither profit nor loss."""
-        self.start += amount
-        self.peak += amount
+        """A deposit or withdrawal is neither profit nor loss. What has not begun yet begins with it."""
+        if self.day >= 0:
+            self.start += amount
+        if self.peak > 0:
+            self.peak += amount
 
-    def memory(self) -> dict[str, str | int]:
-        return {"day": self.day, "start": str(self.start), "peak": str(self.peak)}
+    def told(self, amount: Decimal, time_ms: int) -> None:
+        """A transfer, from the user stream."""
+        if amount:
+            self.transfer(self.transfers.tell(amount, time_ms))
 
-    def recall(self, memory: dict[str, str | int]) -> None:
+    def stated(self, rows: Iterable[Income], now_ms: int) -> Decimal:
+        """The account's statement. Returns the sum of what nobody had told."""
+        untold = self.transfers.read(rows, now_ms)
+        self.transfer(untold)
+        return untold
+
+    def memory(self) -> dict[str, Any]:
+        """All of it in one piece: what was moved by a transfer and that the transfer is known must not part in a crash."""
+        return {"day": self.day, "start": str(self.start), "peak": str(self.peak), "transfers": self.transfers.memory()}
+
+    def recall(self, memory: dict[str, Any]) -> None:
         self.day, self.start, self.peak = int(memory["day"]), Decimal(memory["start"]), Decimal(memory["peak"])
+        if "transfers" in memory:
+            self.transfers.recall(memory["transfers"])

@@ -31,8 +31,10 @@ BRAIN_STOP_S = 7.0
 """Of which the Brain may take this much, to settle what is in flight."""
 START_S = 180.0
 """Longest start: cold kernels on a slow machine."""
-STOP_ORDER = ("brain", "orchestrator", "feed", "exchange", "exchange_kernels", "kernels")
-TITLES = {"kernels": "Kernels", "exchange_kernels": "Kernels", "feed": "Feed", "brain": "Brain", "orchestrator": "Orchestrator",
+STOP_ORDER = ("brain", "orchestrator", "feed", "exchange", "feed_kernels", "brain_kernels", "exchange_kernels")
+SHORT_LIVED = ("feed_kernels", "brain_kernels", "exchange_kernels")
+"""Children that may end by themselves."""
+TITLES = {**dict.fromkeys(SHORT_LIVED, "Kernels"), "feed": "Feed", "brain": "Brain", "orchestrator": "Orchestrator",
           "exchange": "Exchange"}  # fmt: skip
 LINES = {"feed": "📡 Feed process started (PID={})", "brain": "🧠 Brain process started (PID={})",
          "orchestrator": "🔄 Orchestrator process started (PID={})", "exchange": "🏛️ Exchange process started (PID={})"}  # fmt: skip
@@ -106,14 +108,13 @@ class Supervisor:
         if name in LINES:
             lifecycle(LINES[name].format(process.pid))
 
-    def wait_end(self, name: str) -> None:
-        """Until a child that has an end has come to it. Raises ChildEnded where that is not its proper one, or StopAsked."""
+    def wait_end(self, *names: str) -> None:
+        """Until children that have an end have come to it. Raises ChildEnded where that is not the proper one, or StopAsked."""
         deadline = monotonic_ns() + int(START_S * 1e9)
-        self._children[name].heard["ends"] = True
-        while name in self._children:
+        while left := set(names) & self._children.keys():
             self._listen(1.0)
             if monotonic_ns() > deadline:
-                raise ChildEnded(f"{TITLES[name]} did not end within {START_S:g} s", EXIT_DIED)
+                raise ChildEnded(f"{TITLES[min(left)]} did not end within {START_S:g} s", EXIT_DIED)
 
     def tell(self, name: str, message: tuple[str, Any]) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has ended: its sentinel says so
@@ -155,7 +156,7 @@ class Supervisor:
         for child in dead:
             child.process.join(1.0)
             self._hear(child)  # its last words, a Fatal perhaps, come first
-            if "ends" in child.heard and child.process.exitcode == 0:
+            if child.name in SHORT_LIVED and child.process.exitcode == 0:
                 self._children.pop(child.name).pipe.close()
                 continue
             raise ChildEnded(f"{TITLES[child.name]} ended with {_how(child.process.exitcode)}", EXIT_DIED)

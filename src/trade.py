@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sqlite3
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import partial
@@ -36,10 +35,12 @@ from src.error_handler import (
 )
 from src.gateway import Answer, Call, Gateway, outcome_of
 from src.journal import Intent, Journal
+from src.late_writes import LateWrites, read_or
 from src.models import ZERO, Account, AccountUpdate, AlgoUpdate, Fill, OrderUpdate, Quote, Role, Side, Signal, SymbolRules
 from src.portfolio import Portfolio
 from src.risk import Limit, Limits, Refusal, View, approve
 from src.slots import GUARDS, Action, Ask, CancelGuard, Changed, Closed, Died, Opened, SendEntry, SendExit, SendGuard, remember, symbol_of
+from src.venue.answers import Income
 from src.venue.orders import ClientIds, parse
 from src.venue.user_events import ConfigUpdate, MarginCall
 
@@ -49,8 +50,8 @@ ORDER_IDS_MAX = 1000
 MISSED_MS = 5_000
 """A fill that is found by asking, and is older than this (wall), should have been told."""
 VENUE_HOLD_NS = 15 * 60_000_000_000
-UNWRITTEN_MAX = 10_000
-"""What the disk refuses waits in memory; of more than so many writes the oldest is dropped and counted (queue_full)."""
+UNSURE = {"start", "reconcile", "recheck"}
+"""Holds during which what is held and what was moved is not compared with the venue yet."""
 NOTHING_TO_CANCEL = (-2011, -2013)
 
 
@@ -93,8 +94,7 @@ class Trade:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._hold_until_ns = 0
-        self._unwritten: dict[str, Callable[[], Any]] = {}
-        self._writes = 0
+        self._late = LateWrites(partial(desk.block.add, "queue_full"))
         day = utc_day(desk.clock.market_ms())
         self._realised_day = (day, desk.journal.realised_since(day * 86_400_000))
         self._venue_hold_ns = 0
@@ -112,6 +112,10 @@ class Trade:
         return self.view.account
 
     @property
+    def limits(self) -> Limits:
+        return self._desk.limits
+
+    @property
     def journal(self) -> Journal:
         return self._desk.journal
 
@@ -125,6 +129,13 @@ class Trade:
         if self.reconciliations_wanted == 0:
             self.holds.pop("reconcile", None)
             self.holds.pop("start", None)
+            self._judge(self.equity)  # before anything can open
+
+    def stated(self, rows: Sequence[Income], now_ms: int) -> None:
+        """The account's statement of transfers, from where ``limits`` know it to now, together with the wallet that it makes."""
+        untold = self.limits.stated(rows, now_ms)
+        if untold:
+            lifecycle(f"💸 Deposited or withdrawn, and not told: {untold:+f}; no profit and no loss")
 
     @property
     def equity(self) -> Decimal:
@@ -227,41 +238,16 @@ class Trade:
             self._write(write, key=f"slot {symbol}")
 
     def _write(self, write: Callable[[], Any], *, key: str = "") -> bool:
-        """Into the journal, or into memory until the disk takes it again, in the order of their making; then nothing opens.
-
-        ``key``: of what waits, only the newest of a key counts. True: it is on disk.
-        """
-        if not self._unwritten:
-            try:
-                write()
-                return True
-            except Degraded as error:
-                failure("the journal is not written; nothing opens until it is", error)
-        self.holds["journal"] = "the journal cannot be written"
-        self._writes += 1
-        self._unwritten.pop(key, None)
-        self._unwritten[key or f"write {self._writes}"] = write
-        if len(self._unwritten) > UNWRITTEN_MAX:
-            self._unwritten.pop(next(iter(self._unwritten)))
-            self._desk.block.add("queue_full")
-        return False
-
-    def _read(self, read: Callable[[], Any], otherwise: Any) -> Any:
-        try:
-            return read()
-        except sqlite3.Error as error:
-            failure("the journal cannot be read", error)
-            return otherwise
+        """Into the journal, or into memory until the disk takes it again; then nothing opens. True: it is on disk."""
+        written = self._late.write(write, key)
+        if not written:
+            self.holds["journal"] = "the journal cannot be written"
+        return written
 
     def _write_later(self) -> None:
-        """Try again what the disk refused, oldest first."""
-        for key, write in list(self._unwritten.items()):
-            try:
-                write()
-            except Degraded:
-                return
-            del self._unwritten[key]
-        if self.holds.pop("journal", None):
+        """Try again what the disk refused."""
+        if self._late.again() and "journal" in self.holds:
+            del self.holds["journal"]
             lifecycle("✅ The journal is written again")
 
     def _send_entry(self, action: SendEntry) -> None:
@@ -271,7 +257,7 @@ class Trade:
                            "limit_ms": order.limit_ms, "risk": str(order.risk)})  # fmt: skip
         intent = Intent(action.client_id, order.symbol, Role.ENTRY, order.side, order.qty, order.price, now_ms, body=body)
         if not self._write(partial(desk.journal.intend, intent), key=action.client_id):
-            del self._unwritten[action.client_id]  # an entry that was not written is not sent, and so needs no entry in the journal
+            self._late.drop(action.client_id)  # an entry that was not written is not sent, and so needs no entry in the journal
             return self.run(desk.portfolio.rejected(action.client_id, 0, "the journal cannot be written", monotonic_ns(), now_ms))
         desk.bus.publish(Topic.ORDER_REQUEST, order)
         desk.block.add("orders_sent")
@@ -439,7 +425,7 @@ class Trade:
         """Journal it; True if it is new. While the journal cannot be written, that is what neither stands there nor waits for it."""
         wrote: list[bool] = []
         key, known = f"fill {fill.symbol} {fill.trade_id}", partial(self.journal.has_fill, fill.symbol, fill.trade_id)
-        if self._unwritten and (key in self._unwritten or self._read(known, False)):
+        if self._late and (key in self._late or read_or(known, False)):
             return False
         if self._write(lambda: wrote.append(self.journal.fill(fill)), key=key) and not wrote[0]:
             return False
@@ -456,15 +442,17 @@ class Trade:
     def _on_account(self, update: AccountUpdate) -> None:
         self.view.tell(update, monotonic_ns())
         if update.wallet is not None:
-            self._desk.limits.transfer(update.transfer)
+            self.limits.told(update.transfer, update.time_ms)
             self._write(partial(self._desk.journal.money, update.time_ms, update.reason, update.wallet, update.transfer))
+            if update.transfer and self.limits.transfers.full:
+                self.on_doubt()
         for position in update.positions:
             self.run(self._desk.portfolio.seen(position, monotonic_ns(), self._desk.clock.market_ms()))
 
     def _look_for_copies(self, update: OrderUpdate) -> None:
         """Our prefix with another epoch: a newer copy of the daemon ends our opening for good, an older one makes us wait."""
         parsed = parse(update.client_id)
-        if parsed is None or parsed[0] == self.epoch_ms or self._read(partial(self.journal.known, update.client_id), True):
+        if parsed is None or parsed[0] == self.epoch_ms or read_or(partial(self.journal.known, update.client_id), True):
             return
         if parsed[0] > self.epoch_ms:
             self.newer_copy(update.client_id)
@@ -530,9 +518,14 @@ class Trade:
         self._guarded(lambda: self.run(desk.portfolio.tick(now_ns, now_ms, contact=desk.gateway.contact(now_ns))))
         desk.portfolio.forget_waiting(now_ns, desk.limit.signal_age_ms * 1_000_000)
         equity = self.equity
-        for name, reason in desk.limits.update(equity, now_ms):
-            self.latch(name, reason)
+        self._judge(equity)
         self._show(equity, self._realised_day[1] if self._realised_day[0] == utc_day(now_ms) else ZERO)
+
+    def _judge(self, equity: Decimal) -> None:
+        """The limits; not while wallet and transfers may be of different moments. Nothing opens then."""
+        if not self.holds.keys() & UNSURE:
+            for name, reason in self.limits.update(equity, self._desk.clock.market_ms()):
+                self.latch(name, reason)
 
     def _show(self, equity: Decimal, realised_today: Decimal) -> None:
         """The figures the other processes see."""
@@ -540,7 +533,7 @@ class Trade:
         block.set("positions_open", len(held))
         block.set("positions_unprotected", sum(not s.protected for s in held))
         block.set("latched", len(self.latches))
-        block.set("reconciled_ok", int(not self.holds.keys() & {"start", "reconcile", "recheck"}))
+        block.set("reconciled_ok", int(not self.holds.keys() & UNSURE))
         block.set("holds", sum(1 << HOLDS.index(name) for name in self.holds))
         block.set("foreign_positions", len(self._desk.portfolio.foreign))
         for name, money in (("equity", equity), ("wallet", self.account.wallet), ("unrealised", equity - self.account.wallet),
@@ -562,14 +555,12 @@ class Trade:
 
     def remember(self) -> None:
         """Once a second: what the next start needs of the limits; and whether the operator has released a latch."""
-        released = set() if self._unwritten else set(self.latches) - set(self._read(self.journal.latches, self.latches))
-        for name in released:
+        released = set() if self._late else set(self.latches) - set(read_or(self.journal.latches, self.latches))
+        for name in sorted(released):
             del self.latches[name]
-        if released:
-            limits = self._desk.limits
-            limits.day, limits.start, limits.peak = -1, ZERO, ZERO
-            lifecycle(f"🔓 Released by the operator: {', '.join(sorted(released))}; the day's start and the peak begin anew")
-        self._write(partial(self._desk.journal.remember, "limits", self._desk.limits.memory()), key="limits")
+            self.limits.forget(name)
+            lifecycle(f"🔓 Released by the operator: {name}")
+        self._write(partial(self._desk.journal.remember, "limits", self.limits.memory()), key="limits")
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         """A background task whose error is not lost."""

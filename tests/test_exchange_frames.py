@@ -71,8 +71,8 @@ def stored(folder: Path, story: list[tuple[int, str]], name: str = "btcusdt.json
     return str(file)
 
 
-def opened(path: str, *symbols: str, start: str = "") -> FramesMarket:
-    return open_frames(path=path, symbols=symbols, resume=None, start=start)
+def opened(path: str, *symbols: str, start: str = "", lead_ms: int = LEAD_MS) -> FramesMarket:
+    return open_frames(path=path, symbols=symbols, resume=None, start=start, lead_ms=lead_ms)
 
 
 def lines_of(path: str) -> list[bytes]:
@@ -306,8 +306,9 @@ def test_a_snapshot_that_no_change_follows_is_no_book(tmp_path: Path) -> None:
 
 
 def recorded(path: str, *symbols: str, **given: Any) -> Any:
-    """An exchange on this recording."""
-    return exchange(options(market="frames", path=path, **({"latency_ms": 0} | given)), opened(path, *symbols))
+    """An exchange on this recording, with a second and a half of the wall to subscribe before its first frame."""
+    made = options(market="frames", path=path, **({"latency_ms": 0} | given))
+    return exchange(made, opened(path, *symbols, lead_ms=max(LEAD_MS, int(1500 * made.speed))))
 
 
 async def assert_comes_out(client: Client, lines: list[bytes]) -> None:

@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 
+from src.bus import Topic
 from src.error_handler import Rejected
 from src.journal import Journal
-from src.models import Fill, Role, Side
+from src.models import AccountUpdate, Fill, Role, Side
 from src.recovery import EMERGENCY_DISTANCE, ORPHAN_S, opening_of, reconcile
 from src.slots import State
+from src.transfers import TOLD_MAX
 from src.venue.orders import ClientIds
+from tests.test_exchange_wire import KEY
 from tests.test_trade import NAKED_S, QUICK, Daemon, World, bench, daemon, until, world
 
 
@@ -479,6 +482,145 @@ async def test_a_latch_survives_restarts_until_it_is_released(tmp_path: Path) ->
             d.trade.remember()
             await d.opened()
             await d.agree()
+
+
+async def test_a_latch_released_while_it_runs_forgives_nothing_of_the_others(tmp_path: Path) -> None:
+    async with world() as venue, daemon(venue, tmp_path) as d:
+        limits = d.trade.limits
+        await until(lambda: limits.peak == 10_000)
+        limits.peak = D(20_000)  # as after an old loss
+        await until(lambda: "drawdown" in d.trade.latches)
+        d.trade.latch("halt", "said by the test")
+        operator = Journal(tmp_path)
+        assert operator.release("halt") == ["halt"]
+        d.trade.remember()
+        assert list(d.trade.latches) == ["drawdown"] and limits.peak == 20_000
+        assert operator.release("drawdown") == ["drawdown"]
+        d.trade.remember()
+        d.trade.tick()
+        assert not d.trade.latches and limits.peak == limits.start == 10_000
+        operator.close()
+
+
+# ------------------------------------------------------------------ money that is moved
+
+
+async def moved(venue: World, amount: str) -> None:
+    await venue.client.control("transfer", key=KEY, amount=amount)
+
+
+def figures(d: Daemon) -> tuple[D, D, D]:
+    limits = d.trade.limits
+    return d.trade.equity, limits.start, limits.peak
+
+
+@pytest.mark.parametrize("amount", ["5000", "-5000"])
+async def test_a_transfer_while_the_daemon_is_down_is_neither_profit_nor_loss(tmp_path: Path, amount: str) -> None:
+    async with world() as venue:
+        async with daemon(venue, tmp_path) as first:
+            await until(lambda: first.trade.limits.peak == 10_000)
+            first.trade.remember()
+            await first.kill()
+        await moved(venue, amount)
+        async with restarted(venue, tmp_path) as d:
+            assert figures(d) == (10_000 + D(amount),) * 3
+            await asyncio.sleep(0.1)
+            assert not d.trade.latches and not d.trade.halted
+            await d.opened()
+
+
+async def test_a_crash_between_a_transfer_and_what_is_remembered_of_it_counts_it_once(tmp_path: Path) -> None:
+    """Also the next time that the statement is read."""
+    async with world() as venue:
+        async with daemon(venue, tmp_path) as first:
+            await until(lambda: first.trade.limits.peak == 10_000)
+            first.trade.remember()
+            await moved(venue, "-4000")
+            await until(lambda: figures(first) == (6_000,) * 3)
+            await first.kill()
+        for amount in (6_000, 6_000):
+            async with restarted(venue, tmp_path) as d:
+                assert figures(d) == (amount,) * 3 and not d.trade.latches
+                d.trade.remember()
+                await d.kill()
+
+
+@pytest.mark.parametrize("amount", ["5000", "-5000"])
+async def test_a_transfer_while_the_user_stream_is_down_is_found_before_anything_may_open(tmp_path: Path, amount: str) -> None:
+    async with world() as venue, daemon(venue, tmp_path, patience=QUICK) as d:
+        await until(lambda: d.trade.limits.peak == 10_000)
+        await moved(venue, "200")
+        await until(lambda: figures(d) == (10_200,) * 3)
+        venue.relay.down()
+        await until(lambda: "stream" in d.trade.holds)
+        await moved(venue, amount)
+        await venue.relay.up()
+        await until(lambda: not d.trade.halted, "reconciled")
+        assert figures(d) == (10_200 + D(amount),) * 3
+        await moved(venue, "-100")
+        await until(lambda: figures(d) == (10_100 + D(amount),) * 3)
+        await reconcile(d.trade, d.portfolio, d.gateway, venue.clock)
+        assert figures(d) == (10_100 + D(amount),) * 3 and not d.trade.latches
+
+
+async def test_a_transfer_that_is_told_late_counts_once(tmp_path: Path) -> None:
+    """The statement says it first, and the wallet that came with it judges nothing before that."""
+    async with world() as venue, daemon(venue, tmp_path) as d:
+        await until(lambda: d.trade.limits.peak == 10_000)
+        await venue.fault("ACCOUNT_UPDATE", "drop", count=1)
+        await moved(venue, "-5000")
+        assert figures(d) == (10_000,) * 3
+        await reconcile(d.trade, d.portfolio, d.gateway, venue.clock)
+        assert figures(d) == (5_000,) * 3
+        d.trade.on_event(AccountUpdate("WITHDRAW", D(5_000), D(-5_000), (), venue.clock.market_ms()))
+        assert figures(d) == (5_000,) * 3 and not d.trade.latches
+
+
+async def test_many_transfers_that_were_told_are_found_in_the_statement_and_need_no_memory(tmp_path: Path) -> None:
+    async with world() as venue, daemon(venue, tmp_path) as d:
+        await until(lambda: d.trade.limits.peak == 10_000)
+        for _ in range(TOLD_MAX):
+            await moved(venue, "1")
+        await until(lambda: figures(d) == (10_000 + TOLD_MAX,) * 3 and not d.trade.limits.transfers.told and not d.trade.halted)
+        assert figures(d) == (10_000 + TOLD_MAX,) * 3
+
+
+async def test_without_the_statement_what_is_held_is_protected_and_nothing_opens(tmp_path: Path) -> None:
+    """And no limit is judged: nobody knows what of the wallet was moved."""
+    async with world() as venue:
+        async with daemon(venue, tmp_path) as first:
+            stop = (await first.opened()).stop
+            assert stop is not None
+            first.trade.remember()
+            await first.kill()
+        await venue.client.good("DELETE", "v1/algoOrder", clientAlgoId=stop.client_id)
+        await moved(venue, "-5000")
+        await venue.fault("GET v1/income", "internal", count=1000)
+        async with restarted(venue, tmp_path) as d:
+            await until(d.protected)
+            d.hear("ETHUSDT")
+            assert "reconciling" in d.refused[-1][1]
+            await asyncio.sleep(0.2)
+            assert not d.trade.latches and d.trade.limits.start > 9_900 and d.trade.equity < 5_001
+            await venue.client.control("clear_faults")
+            await until(lambda: not d.trade.halted, "reconciled", 15)
+            assert not d.trade.latches and d.trade.limits.start < 5_001
+            await d.opened("ETHUSDT")
+
+
+async def test_a_loss_while_the_statement_cannot_be_read_trips_before_anything_opens(tmp_path: Path) -> None:
+    async with world() as venue, daemon(venue, tmp_path) as d:
+        await venue.user("BUY", "3", "ETHUSDT")
+        await until(lambda: d.portfolio.foreign)
+        await venue.fault("GET v1/income", "slow", count=1, delay_s=0.3)
+        comparing = asyncio.ensure_future(reconcile(d.trade, d.portfolio, d.gateway, venue.clock))
+        await venue.move("ETHUSDT", 2_700)
+        await until(lambda: d.trade.equity < 9_200)
+        assert not d.trade.latches and d.trade.halted
+        d.trade._desk.bus.subscribe(Topic.ORDER_REQUEST, lambda order: pytest.fail("it opened"))
+        await comparing
+        d.hear()
+        assert "latched: daily_loss" in d.refused[-1][1]
 
 
 async def test_what_was_earned_today_survives_a_restart(tmp_path: Path) -> None:

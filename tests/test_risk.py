@@ -122,6 +122,24 @@ def test_transfers_are_neither_profit_nor_loss() -> None:
     assert limits.peak == D(15000)
 
 
+@pytest.mark.parametrize(("latch", "left"), [("daily_loss", ["drawdown"]), ("drawdown", ["daily_loss"]), ("halt", ["daily_loss", "drawdown"])])
+def test_a_released_latch_lets_go_of_its_own_and_of_nothing_else(latch: str, left: list[str]) -> None:
+    limits = Limits(D("0.06"), D("0.20"))
+    limits.update(D(10000), DAY)
+    assert [n for n, _ in limits.update(D(7000), DAY + 1)] == ["daily_loss", "drawdown"]
+    limits.forget(latch)
+    assert [n for n, _ in limits.update(D(7000), DAY + 2)] == left
+
+
+def test_money_that_comes_before_the_limits_begin_anew_is_part_of_their_beginning() -> None:
+    limits = Limits(D("0.06"), D("0.20"))
+    limits.update(D(10000), DAY)
+    limits.forget("daily_loss")
+    limits.forget("drawdown")
+    limits.transfer(D(20000))
+    assert limits.update(D(15000), DAY + 1) == [] and limits.start == limits.peak == D(15000)
+
+
 def test_limits_survive_a_restart() -> None:
     limits = Limits(D("0.06"), D("0.20"))
     limits.update(D(10000), 5 * DAY)

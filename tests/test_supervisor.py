@@ -28,10 +28,11 @@ def supervisor() -> Iterator[Supervisor]:
 
 
 def test_a_child_that_has_an_end_may_come_to_it(supervisor: Supervisor) -> None:
-    supervisor.spawn("kernels", says_and_ends, "progress", 0)
-    supervisor.wait_end("kernels")
-    supervisor.spawn("kernels", says_and_ends, "progress", 0)  # and the name is free again
-    supervisor.wait_end("kernels")
+    supervisor.spawn("feed_kernels", says_and_ends, "progress", 0)
+    supervisor.spawn("brain_kernels", says_and_ends, "progress", 0)
+    supervisor.wait_end("feed_kernels", "brain_kernels")
+    supervisor.spawn("feed_kernels", says_and_ends, "progress", 0)  # and the name is free again
+    supervisor.wait_end("feed_kernels")
 
 
 @pytest.mark.parametrize(("word", "code", "exit_code", "text"), [
@@ -39,9 +40,9 @@ def test_a_child_that_has_an_end_may_come_to_it(supervisor: Supervisor) -> None:
     ("fatal", 2, EXIT_FATAL, "its last words"),
 ])  # fmt: skip
 def test_an_end_that_is_not_proper_ends_the_daemon(supervisor: Supervisor, word: str, code: int, exit_code: int, text: str) -> None:
-    supervisor.spawn("kernels", says_and_ends, word, code)
+    supervisor.spawn("brain_kernels", says_and_ends, word, code)
     with pytest.raises(ChildEnded, match=text) as ended:
-        supervisor.wait_end("kernels")
+        supervisor.wait_end("brain_kernels")
     assert ended.value.code == exit_code
 
 

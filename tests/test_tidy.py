@@ -13,10 +13,10 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LAYERS = (
     ("clock", "compiler", "error_handler", "kernel_cache"),
     ("config", "models"),
-    ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "sole", "journal", "interleave", "store",
-     "recordings", "data", "archive", "venue"),
+    ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "sole", "journal", "late_writes", "interleave",
+     "store", "recordings", "data", "archive", "venue"),
     ("market_universe", "conflate", "wire", "indicators", "smc", "features", "bars", "setups", "market_state"),
-    ("teacher", "student", "risk", "slots", "portfolio", "account_view"),
+    ("teacher", "student", "transfers", "risk", "slots", "portfolio", "account_view"),
     ("links", "recorder", "sockets", "silence", "gaps", "feed", "renewal", "gateway", "trade", "recovery", "preparation", "audit", "brain",
      "reconciliation",
      "system_monitor", "maintenance", "dashboard", "orchestrator", "download"),

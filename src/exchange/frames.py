@@ -124,7 +124,7 @@ class _Said:
 class FramesMarket:
     """``frames`` gives what is due, ``ladders`` the books behind the best quotes."""
 
-    def __init__(self, recording: Recording, names: tuple[str, ...], start: str) -> None:
+    def __init__(self, recording: Recording, names: tuple[str, ...], start: str, lead_ms: int) -> None:
         said, marks = _hear(recording)
         names = names or tuple(sorted(name for name, one in said.items() if one.tells_a_price()))
         for name in names or ("any symbol",):
@@ -147,7 +147,7 @@ class FramesMarket:
         self._told_upto = 0
         self._marks = Marks(len(names)) if self._told else None
         self.start_ms = int(self._at_ms[0])
-        self.open_ms = self.start_ms // 1000 * 1000 - LEAD_MS
+        self.open_ms = self.start_ms // 1000 * 1000 - lead_ms
         self.end_ms: int | None = int(self._at_ms[-1]) + 1
         if start:
             self.open_ms = self._begin_at(start)
@@ -226,9 +226,11 @@ class FramesMarket:
         return iter(self._frames[a:b])
 
 
-def open_frames(*, path: str | None, symbols: tuple[str, ...], resume: dict[str, Any] | None, start: str = "") -> FramesMarket:
-    """The frames at ``path``, of all their symbols or of those named. Fatal where they cannot be played."""
-    market = FramesMarket(load_frames(path or "", symbols), symbols, start)
+def open_frames(*, path: str | None, symbols: tuple[str, ...], resume: dict[str, Any] | None, start: str = "",
+                lead_ms: int = LEAD_MS) -> FramesMarket:  # fmt: skip
+    """The frames at ``path``, of all their symbols or of those named; without ``start`` the market opens ``lead_ms`` before the first of them.
+    Fatal where they cannot be played."""
+    market = FramesMarket(load_frames(path or "", symbols), symbols, start, lead_ms)
     if resume is not None:
         check_resume(resume, market.resume_state())
     return market

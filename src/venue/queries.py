@@ -180,12 +180,13 @@ async def user_trades(rest: Rest, symbol: str, *, order_id: int | None = None, s
     return found
 
 
-async def income(rest: Rest, start_ms: int, end_ms: int) -> list[Income]:
-    """The account's statement of that time, oldest first, each row once, over at most 20 pages. Weight 30 a page."""
+async def income(rest: Rest, start_ms: int, end_ms: int, *, kind: str = "") -> list[Income]:
+    """The account's statement of that time, oldest first, each row once, over at most 20 pages; ``kind``: of rows of that type alone. Weight
+    30 a page."""
     rows: dict[tuple[str, int, str], Income] = {}
     since = start_ms
     for _ in range(PAGES_MAX):
-        params = {"startTime": since, "endTime": end_ms, "limit": PAGE}
+        params: dict[str, str | int] = {"startTime": since, "endTime": end_ms, "limit": PAGE} | ({"incomeType": kind} if kind else {})
         page: list[Income] = await rest.get("/fapi/v1/income", params, weight=30, signed=True, priority=Priority.TRADE,
                                             decode=answers.income_rows)
         before = len(rows)

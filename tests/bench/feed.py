@@ -74,7 +74,7 @@ def _peek(words: Any, floats: Any, opens: Any, counts: Any) -> int:
 
 
 def brain(ring: Ring, pipe: Connection) -> None:
-    """The Brain's market on the ring. Told (start in ns, trades to come), it answers (end in ns, ages in µs, slots, candles, processor
+    """The Brain's market on the ring. Told (start in ns, trades to come), it answers (end in ns, ages and lags in µs, slots, candles, processor
     seconds) once it has them all."""
     kernel_cache.use()
     market = MarketState(SYMBOLS, np.full(len(SYMBOLS), 1 / STEPS_PER_UNIT), candle_ms=CANDLE_MS, setup_ms=15_000, context_ms=60_000)
@@ -87,13 +87,15 @@ def brain(ring: Ring, pipe: Connection) -> None:
     gc.freeze()
     began, wanted = pipe.recv()
     ages: list[Floats] = []
+    lags: list[float] = []
     seen = slots = 0
     cpu = sum(os.times()[:2])
     while seen < wanted:
         ring.unpark()
         while not ring.park():
             waiting = _peek(ring.words, ring.floats, opens, counts)
-            batch = market.consume(ring, limit=waiting)
+            batch = market.consume(ring, limit=waiting, now_ns=monotonic_ns())
+            lags.append(batch.lag_ns_max / 1e3)
             now = (monotonic_ns() - began) / 1e3 + PRICE_BASE
             taken = opens[:batch.consumed]
             ages.append(now - taken[taken > 0])
@@ -103,7 +105,7 @@ def brain(ring: Ring, pipe: Connection) -> None:
         else:
             selector.select(5.0)
     end, cpu = monotonic_ns(), sum(os.times()[:2]) - cpu
-    pipe.send((end, np.concatenate(ages), slots, candles_of(market), cpu))
+    pipe.send((end, np.concatenate(ages), np.array(lags), slots, candles_of(market), cpu))
     pipe.recv()
 
 
@@ -136,7 +138,8 @@ def expected(logs: list[Log]) -> list[Floats]:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run came to. ``ages``, ``late``: µs. ``cpu``, ``brain_cpu``: seconds of a processor."""
+    """What one run came to. ``ages``, ``lags``, ``late``: µs; ``lags`` since
+    the socket read, of the oldest slot of each batch. ``cpu``, ``brain_cpu``: seconds of a processor."""
 
     frames: int
     seconds: float
@@ -144,6 +147,7 @@ class Run:
     brain_cpu: float
     slots: int
     ages: Floats
+    lags: Floats
     late: list[float]
 
     @property
@@ -189,7 +193,7 @@ async def _feed(frames: int, rate: int, certificate: str) -> Run:
             reader.send((began, count * 3 // 5 * 2))
             sender.send(began)
             late = await hear(sender)
-            end, ages, slots, candles, brain_cpu = await hear(reader)
+            end, ages, lags, slots, candles, brain_cpu = await hear(reader)
             cpu = sum(os.times()[:2]) - cpu
             stop.set()
             await feed
@@ -201,7 +205,7 @@ async def _feed(frames: int, rate: int, certificate: str) -> Run:
     finally:
         ring.close()
         counters.close()
-    return Run(count, (end - began) / NS, cpu, brain_cpu, slots, ages, late)
+    return Run(count, (end - began) / NS, cpu, brain_cpu, slots, ages, lags, late)
 
 
 def feed_run(frames: int, rate: int, certificate: str = "") -> Run:
@@ -260,5 +264,7 @@ def _steady_rows(way: str, rate: int, certificate: str) -> Iterator[Row]:
         yield row("feed", f"{case}: sent to consumed", f"p{part}_us", statistics.median(ages), reference="sender's own lateness",
                   reference_value=late)
         yield row("feed", f"{case}: sent to consumed, best round", f"p{part}_us", min(ages))
+    yield row("feed", f"{case}: socket read to consumed, oldest of a batch", "p99_us",
+              statistics.median(float(np.percentile(one.lags, 99)) for one in runs))
     for name, used in (("Feed", [one.cpu / one.seconds for one in runs]), ("Brain", [one.brain_cpu / one.seconds for one in runs])):
         yield row("feed", f"{case}: {name}", "cpu_percent_of_core", 100 * statistics.median(used))

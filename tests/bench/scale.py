@@ -115,7 +115,7 @@ def _panel(place: int, panel: tuple[str, str, tuple[str, ...]], found: dict[int,
     most = max(figures[f"{kind} {name}"] for figures in found.values() for name in names) * 1.1 or 1.0
     parts = [f'<text x="{left}" y="{TOP - 15}" font-size="13">{title}</text>',
              f'<path d="M{left} {TOP}V{bottom}H{left + WIDTH}" fill="none" stroke="black"/>']
-    parts += [f'<text x="{left - 5}" y="{bottom - share * HEIGHT + 4:.0f}" text-anchor="end">{most * share:.0f}</text>' for share in (0.0, 0.5, 1.0)]
+    parts += [f'<text x="{left - 5}" y="{bottom - share * HEIGHT + 4:.0f}" text-anchor="end">{most * share:.3g}</text>' for share in (0.0, 0.5, 1.0)]
     parts += [f'<text x="{left + _across(symbols):.0f}" y="{bottom + 15}" text-anchor="middle">{symbols}</text>' for symbols in found]
     for name, colour, turn in zip(names, COLOURS, range(len(names)), strict=False):
         points = [(left + _across(symbols), bottom - figures[f"{kind} {name}"] / most * HEIGHT) for symbols, figures in found.items()]

@@ -40,6 +40,8 @@ PRICE_BASE = 1_000_000_000
 STEPS_PER_UNIT = 1_000
 IDS_FROM = 1_000_000_000
 BLOCK_BYTES = 262_144
+MSS_BYTES = 1_448
+"""Segments as on Ethernet. With loopback's 64 kB a small write is no full segment, its receipt is told 40 ms later, and the sender waits."""
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -295,6 +297,7 @@ def run_sender(pipe: Connection, frames: int, rate: int, certificate: str) -> No
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.load_cert_chain(certificate)
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, MSS_BYTES)
         pipe.send(listener.getsockname()[1])
         found = [client for client in clients(listener, tls) if client.trades or client.quotes]
         assert frames % WHOLE_FRAMES == 0, "whole cycles on every connection"
