@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from src.compiler import njit
 from src.ring_buffer import (
     BACKFILLED,
     GAP,

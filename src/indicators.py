@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from src.compiler import njit
 
 Floats = npt.NDArray[np.float64]
 Int = Any

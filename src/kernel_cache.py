@@ -1,7 +1,7 @@
 """Where compiled kernels are kept: a folder that is named after the sources, so that an upgrade never meets kernels of another version.
 
 Numba keys its cache on one file's age, and not on what that file's kernels call in others; a stale one is wrong or does not load. Call
-``use`` before Numba is imported; spawned children inherit it through the environment. A folder that holds all of them is marked as whole.
+``use`` before Numba is imported; spawned children inherit it through the environment. A folder that holds all of a part is marked as whole.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ def silently(_name: str) -> None:
     """Tells nobody."""
 
 
-def is_whole() -> bool:
-    """Whether every kernel was compiled into the folder in use, on a processor like this one."""
-    return _mark().exists()
+def is_whole(part: str) -> bool:
+    """Whether every kernel of this part was compiled into the folder in use, on a processor like this one."""
+    return _mark(part).exists()
 
 
-def mark_whole() -> None:
-    _mark().touch()
+def mark_whole(part: str) -> None:
+    _mark(part).touch()
 
 
-def _mark() -> Path:
+def _mark(part: str) -> Path:
     """Kernels are for one kind of processor: a folder that moved to another machine is not whole there."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
     kind = sorted({line for line in lines if line.startswith(("model name", "flags", "CPU part", "Features"))} or lines)
-    return Path(os.environ[VARIABLE]) / f"whole-{hashlib.sha256(repr(kind).encode()).hexdigest()[:16]}"
+    return Path(os.environ[VARIABLE]) / f"whole-{part}-{hashlib.sha256(repr(kind).encode()).hexdigest()[:16]}"
 
 
 def _above(folder: Path) -> Path:

@@ -48,10 +48,11 @@ from typing import Any, TypedDict, Unpack, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as _numba_intrinsic
 
+from src.compiler import njit
 from src.error_handler import Halt
 from src.ring_memory import CONTROL_WORDS as CONTROL_WORDS
 from src.ring_memory import SLOT_WORDS as SLOT_WORDS

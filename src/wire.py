@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
+from src.compiler import njit
 from src.conflate import ROWS_MAX, Staged, staging
 
 TEXT_END = 0

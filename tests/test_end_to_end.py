@@ -322,7 +322,7 @@ def test_a_cold_start_compiles_once_and_nothing_is_compiled_after_it(tmp_path: P
         compiled = kernels()
         until(lambda: get(health_url(cold))[0] == 200, 30, what="/health 200")
         cold.wait_line("💓 Heartbeat")
-        assert cold.count("⏳ Kernels: compiling") == 6 and cold.count("Overflow") == 0, cold.output
+        assert cold.count("⏳ Kernels: compiling") == 7 and cold.count("Overflow") == 0, cold.output
         assert cold.stop() == 0
     assert compiled and kernels() == compiled
     with running([], env) as warm:

@@ -18,14 +18,17 @@ from hypothesis import strategies as st
 
 from src.error_handler import Fatal
 from src.exchange import expansion as ex
-from src.exchange.market import KLINE_DTYPE, TRADE_DTYPE, open_market
+from src.exchange.candles import Days
+from src.exchange.jumps import JumpingMarket
+from src.exchange.market import KLINE_DTYPE, TRADE_DTYPE
+from src.exchange.opening import open_market
 from src.exchange.path import DAY_MS, Opening, PathMarket
 from src.exchange.symbols import DEFAULT_UNIVERSE, TABLE, derived_spec, scaled_universe, spec
-from src.exchange.synthetic import open_synthetic
+from src.exchange.synthetic import PAST_KEPT, open_synthetic
 
 NOW = 1_795_149_000_123
 """Some hours into a day of November 2026."""
-MINUTE = 60_000
+MINUTE, HOUR = 60_000, 3_600_000
 EXACT = ("open_ms", "open", "high", "low", "close", "volume", "taker_volume", "trades")
 GRAIN = ex.Grain(key=0x5EED, spread_bps=1.0, depth_steps=40.0)
 
@@ -324,6 +327,30 @@ def test_tomorrow_is_made_in_small_pieces_before_midnight() -> None:
     assert {key for key in market._source._bars._live if key[0] == midnight // DAY_MS} == {(midnight // DAY_MS, i) for i in range(3)}
     market.trades(midnight + 2 * DAY_MS, midnight + 2 * DAY_MS + 1)
     assert min(day for day, _ in market._source._bars._live) >= midnight // DAY_MS + 1
+
+
+def test_soon_after_midnight_no_more_than_the_day_itself_is_held_of_each_symbol() -> None:
+    market = synthetic()
+    bars = market._source._bars
+    midnight = (NOW // DAY_MS + 1) * DAY_MS
+    market.trades(midnight - MINUTE, midnight - 1)
+    made = len(bars._live)
+    market.trades(midnight - 1, midnight + MINUTE)
+    assert made == 3 + 1 and {day for day, _ in bars._live} == {midnight // DAY_MS - 1, midnight // DAY_MS}
+    for at in range(midnight + MINUTE, midnight + 20 * MINUTE, MINUTE):
+        market.trades(at, at + MINUTE)
+        for index in range(3):
+            market.klines(index, HOUR, at - DAY_MS, at, at)
+    assert {day for day, _ in bars._live} == {midnight // DAY_MS} and len(bars._past) <= PAST_KEPT
+
+
+def test_the_rolling_day_that_moved_on_is_the_one_that_is_read_anew() -> None:
+    market = JumpingMarket(synthetic())
+    moving = Days(market)
+    for now in (NOW, NOW + 5 * MINUTE, NOW + HOUR, NOW + 2 * HOUR, NOW + 7 * HOUR, NOW + 7 * HOUR + 1, NOW + 40 * HOUR, NOW + 3 * HOUR):
+        for index in range(3):
+            assert moving.rolling(index, now) == Days(market).rolling(index, now)
+        market.jump(0, now, 40)
 
 
 @pytest.fixture(scope="module")

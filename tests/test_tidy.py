@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 LAYERS = (
-    ("clock", "error_handler", "kernel_cache"),
+    ("clock", "compiler", "error_handler", "kernel_cache"),
     ("config", "models"),
     ("shared_memory", "ring_memory", "ring_buffer", "counters", "bus", "dispatch", "life", "sole", "journal", "late_writes", "interleave",
      "store", "recordings", "data", "archive", "venue"),
@@ -22,7 +22,7 @@ LAYERS = (
      "system_monitor", "maintenance", "dashboard", "orchestrator", "download"),
     ("brain_process", "processes", "supervisor", "main"),
 )
-ROOMS = {"exchange": {"clock", "error_handler", "config", "models", "data"}}
+ROOMS = {"exchange": {"clock", "compiler", "error_handler", "config", "models", "data"}}
 BANNED_NAMES = ("utils", "helpers", "common", "base", "manager")
 BANNED_IMPORTS = {"time", "random", "secrets"}
 LINES_MAX, FUNCTION_MAX = 600, 70

@@ -102,7 +102,7 @@ class Day(NamedTuple):
 
 
 class Days:
-    """The rolling 24 hours of every symbol, to the hour: 23 whole hours, kept until the hour changes, and the open one."""
+    """The rolling 24 hours of every symbol, to the hour: 23 whole hours, which move on by what is new, and the open one."""
 
     def __init__(self, market: JumpingMarket) -> None:
         self._market = market
@@ -113,7 +113,7 @@ class Days:
         hour = now_ms // HOUR_MS * HOUR_MS
         kept = self._whole.get(symbol)
         if kept is None or kept[0] != hour:
-            kept = self._whole[symbol] = (hour, self._market.klines(symbol, HOUR_MS, hour - 23 * HOUR_MS, hour - 1, now_ms))
+            kept = self._whole[symbol] = (hour, self._moved(symbol, hour, kept, now_ms))
         rows = np.concatenate((kept[1], self._market.klines(symbol, HOUR_MS, hour, hour, now_ms)))
         if not len(rows):
             return None
@@ -125,3 +125,12 @@ class Days:
             last=int(rows["close"][-1]), volume=int(rows["volume"].sum()), quote=float(rows["quote_volume"].sum()), trades=count,
             first_id=last_id - count + 1, last_id=last_id,
         )  # fmt: skip
+
+    def _moved(self, symbol: int, hour: int, kept: tuple[int, NDArray[np.void]] | None, now_ms: int) -> NDArray[np.void]:
+        """The 23 whole hours before ``hour``. Of those kept the last one is read again: it may have been read before all of it was seen."""
+        first = hour - 23 * HOUR_MS
+        if kept is None or kept[0] > hour:
+            return self._market.klines(symbol, HOUR_MS, first, hour - 1, now_ms)
+        since = max(first, kept[0] - HOUR_MS)
+        old = kept[1][(kept[1]["open_ms"] >= first) & (kept[1]["open_ms"] < since)]
+        return np.concatenate((old, self._market.klines(symbol, HOUR_MS, since, hour - 1, now_ms)))

@@ -20,6 +20,7 @@ from src.clock import SPEED_MAX
 from src.error_handler import AegisError, failure, setup_logging
 from src.exchange.faults import Rule, parse_rule, read_rules
 from src.exchange.market import KINDS
+from src.exchange.opening import open_market
 from src.exchange.options import DEFAULT_ACCOUNT, Account, ExchangeOptions, Limits, Switches, VenueUrls
 from src.exchange.server import Ready, serve
 
@@ -154,7 +155,7 @@ async def _run(options: ExchangeOptions) -> None:
     def on_ready(ready: Ready) -> None:
         print(ready.as_json(), flush=True)
 
-    await serve(options, on_ready, stop)
+    await serve(options, on_ready, stop, open_market=open_market)
 
 
 def main(argv: list[str]) -> int:

@@ -1,45 +1,60 @@
-"""Whole numbers of ticks and steps as the decimal text of the wire, quickly."""
+"""Whole numbers of ticks and steps as the decimal text of the wire, quickly.
+
+What stands behind the point is looked up in tables that all symbols share: a table of a symbol's own whole texts would fill with every
+quantity that is ever traded, three hundred symbols long.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
+from functools import cache
 
 from src.exchange.symbols import SymbolSpec
 
-CACHE_MAX = 20_000
+FRACTIONS_MAX = 20_000
+"""Texts kept of one number of places: all there are up to four, and of more as many as the prices in use have."""
+
+
+class _Fractions(dict[int, str]):
+    """The text behind the point of so many ``places``, point included, by its digits as a number; made when first asked for."""
+
+    def __init__(self, places: int) -> None:
+        super().__init__()
+        self._places = places
+
+    def __missing__(self, digits: int) -> str:
+        if len(self) >= FRACTIONS_MAX:
+            self.clear()
+        text = self[digits] = f".{digits:0{self._places}d}" if self._places else ""
+        return text
+
+
+_fractions = cache(_Fractions)
 
 
 class Digits:
-    """Text of ``n`` units of a decimal unit (a tick, a step), with the unit's own digits."""
+    """Text of ``n`` units, 0 or more, of a decimal unit (a tick, a step), with the unit's own digits."""
 
-    __slots__ = ("_cache", "_multiplier", "_places")
+    __slots__ = ("_fractions", "_multiplier", "_one")
 
     def __init__(self, unit: Decimal) -> None:
         exponent = unit.as_tuple().exponent
         assert isinstance(exponent, int)
-        self._places = max(0, -exponent)
-        self._multiplier = int(unit.scaleb(self._places))
-        self._cache: dict[int, str] = {}
+        places = max(0, -exponent)
+        self._one = 10**places
+        self._multiplier = int(unit * self._one)
+        self._fractions = _fractions(places)
 
     def __call__(self, n: int) -> str:
-        found = self._cache.get(n)
-        if found is None:
-            if len(self._cache) >= CACHE_MAX:
-                self._cache.clear()
-            found = self._cache[n] = self._text(n)
-        return found
+        value = n * self._multiplier
+        return f"{value // self._one}{self._fractions[value % self._one]}"
 
     def many(self, ns: list[int]) -> list[str]:
-        get = self._cache.get
-        return [get(n) or self(n) for n in ns]
-
-    def _text(self, n: int) -> str:
-        value, places = n * self._multiplier, self._places
-        if not places:
-            return str(value)
-        padded = str(value).zfill(places + 1)
-        return f"{padded[:-places]}.{padded[-places:]}"
+        one, multiplier, fractions = self._one, self._multiplier, self._fractions
+        if multiplier != 1:
+            ns = [n * multiplier for n in ns]
+        return [f"{n // one}{fractions[n % one]}" for n in ns]
 
 
 class Wording:

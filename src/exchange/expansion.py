@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from src.compiler import njit
 
 Trades = NDArray[np.void]
 Klines = NDArray[np.void]

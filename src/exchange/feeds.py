@@ -19,7 +19,7 @@ from src.clock import monotonic_ns
 from src.exchange.candles import INTERVALS, candles, close_of, length_of, open_of
 from src.exchange.depth_feeds import DepthFeeds
 from src.exchange.events import money
-from src.exchange.frames import FramesMarket
+from src.exchange.market import Played
 from src.exchange.paced import WALL_PACE_NS, Paced
 from src.exchange.rare_feeds import ALL, RareFeeds
 from src.exchange.state import UserEvent
@@ -115,7 +115,7 @@ class Feeds:
                 channel.publish(msgspec.json.encode(event))
         self._stood, self._standings = self._state.stood, list(self._state.standings)
 
-    def _play(self, recorded: FramesMarket) -> None:
+    def _play(self, recorded: Played) -> None:
         """Frames that are due, as they were received."""
         channels, muted = self._streams.channels, self._streams.muted
         for frame in recorded.frames(self._played_ms, self._state.now_ms):

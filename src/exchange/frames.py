@@ -21,10 +21,11 @@ from src.clock import iso, parse_utc
 from src.error_handler import Fatal, lifecycle
 from src.exchange.expansion import KLINE_DTYPE, TRADE_DTYPE, Klines, Trades, candles_of, fill_flat
 from src.exchange.ladders import Book, Ladders, Told, read_diff, read_whole
+from src.exchange.market import Frame
 from src.exchange.marks import Marks
 from src.exchange.path import AGG_LIMIT_MAX, check_resume
 from src.exchange.quotes import QUOTE
-from src.exchange.recorded import Frame, Recording, Snapshot, load_frames
+from src.exchange.recorded import Recording, Snapshot, load_frames
 from src.exchange.replay import choose_spec
 from src.exchange.symbols import SymbolSpec
 

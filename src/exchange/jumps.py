@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from src.exchange.frames import FramesMarket
-from src.exchange.market import Market
+from src.exchange.market import Market, Played
 from src.exchange.marks import Marks
 from src.exchange.symbols import SymbolSpec
 
@@ -20,7 +19,7 @@ class JumpingMarket:
 
     def __init__(self, source: Market) -> None:
         self._source = source
-        self.recorded = source if isinstance(source, FramesMarket) else None
+        self.recorded = source if isinstance(source, Played) else None
         """Where raw frames are played."""
         self.jumps: list[tuple[int, int, int]] = []
 

@@ -1,4 +1,4 @@
-"""What a market of the local exchange is, and the one door to open it.
+"""What a market of the local exchange is, and the door to the one that is made up here (the others: ``opening``).
 
 A market is a path of trades that is already decided: whoever asks twice gets the same answer, in any order of asking. Nothing in it
 depends on the reader, and nothing later than the time asked for leaks. Times are market time (ms); prices are ticks and quantities
@@ -14,20 +14,20 @@ A market with a venue behind it is not decided: it holds what was seen, once, in
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from src.error_handler import Fatal
 from src.exchange.expansion import KLINE_DTYPE, TRADE_DTYPE
-from src.exchange.frames import open_frames
+from src.exchange.ladders import Ladders
 from src.exchange.marks import Marks
-from src.exchange.replay import open_replay
 from src.exchange.symbols import SymbolSpec
 from src.exchange.synthetic import open_synthetic
 
-__all__ = ["KINDS", "KLINE_DTYPE", "TRADE_DTYPE", "Market", "open_market"]
+__all__ = ["KINDS", "KLINE_DTYPE", "TRADE_DTYPE", "Frame", "Market", "Open", "Played", "open_made_up", "warm_up"]
 
 KINDS = ("synthetic", "replay", "frames", "binance")
 MADE = KINDS[:3]
@@ -77,29 +77,49 @@ class Market(Protocol):
         ...
 
 
-def open_market(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | None, now_ms: int, resume: dict[str, Any] | None,
-                start: str = "") -> Market:  # fmt: skip
-    """Open a made or recorded market at market time ``now_ms``; a recording's live trading begins at ``start``, its own UTC time, where
-    that is given. (The door to a venue's market is ``binance.open_binance``, which has to wait for answers.)
+class Frame(NamedTuple):
+    """One frame. ``at_us``: when it was received (µs since 1970); ``payload``: its data, byte for byte."""
 
-    No ``symbols``: the default twenty, or all of the recording.
+    at_us: int
+    stream: str
+    payload: bytes
 
-    Fatal: an unknown kind or symbol, a recording that cannot be used, or a resume state that belongs to another market.
+
+@runtime_checkable
+class Played(Market, Protocol):
+    """A market of raw frames, which are played as they were received beside its trades."""
+
+    streams: frozenset[str]
+    ladders: Ladders
+    """The books behind the best quotes."""
+
+    def frames(self, from_ms: int, to_ms: int) -> Iterator[Frame]:
+        """What was received with from_ms ≤ time < to_ms, in order."""
+        ...
+
+
+class Open(Protocol):
+    """Opens a market at market time ``now_ms``; a recording's live trading begins at ``start``, its own UTC time, where that is given.
+
+    No ``symbols``: the default twenty, or all of the recording. Fatal: an unknown kind or symbol, a recording that cannot be used, or a
+    resume state that belongs to another market.
     """
-    market: Market
-    if kind == "synthetic":
-        market = open_synthetic(symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
-    elif kind == "replay":
-        market = open_replay(path=path, symbols=symbols, seed=seed, now_ms=now_ms, resume=resume, start=start)
-    elif kind == "frames":
-        market = open_frames(path=path, symbols=symbols, resume=resume, start=start)
-    else:
+
+    def __call__(self, kind: str, *, symbols: tuple[str, ...], seed: int, path: str | None, now_ms: int, resume: dict[str, Any] | None,
+                 start: str = "") -> Market: ...  # fmt: skip
+
+
+def open_made_up(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | None, now_ms: int, resume: dict[str, Any] | None,
+                 start: str = "") -> Market:  # fmt: skip
+    """An ``Open`` that knows the made-up market alone, and so loads nothing that reads recordings."""
+    if kind != "synthetic":
         raise Fatal(f"SIM_MARKET is {kind!r}, and must be one of {', '.join(MADE)}", setting="SIM_MARKET", value=kind)
-    _compile(market)
+    market = open_synthetic(symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
+    warm_up(market)
     return market
 
 
-def _compile(market: Market) -> None:
+def warm_up(market: Market) -> None:
     """Have the kernels compiled (or loaded) now, and not at the first trade."""
     market.trades(market.open_ms, market.open_ms + 1)
     market.klines(0, 60_000, market.open_ms - 600_000, market.open_ms, market.open_ms)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from src.data import frame_files, load_messages
 from src.error_handler import Fatal
+from src.exchange.market import Frame
 
 ACCEPTED = """\
 a file, a folder of files, or several of them separated by commas; plain, .gz or .zst; a line each, of one of these forms:
@@ -28,14 +29,6 @@ or a folder of recordings (RECORD=1)"""
 BYTES_MAX = 1 << 29
 _NS = 10**18
 _WRAPPED = b'{"stream":'
-
-
-class Frame(NamedTuple):
-    """One frame. ``at_us``: when it was received (µs since 1970); ``payload``: its data, byte for byte."""
-
-    at_us: int
-    stream: str
-    payload: bytes
 
 
 class Snapshot(NamedTuple):

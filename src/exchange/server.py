@@ -24,7 +24,7 @@ from src.exchange.control import Control
 from src.exchange.core import Core
 from src.exchange.feeds import Feeds
 from src.exchange.jumps import JumpingMarket
-from src.exchange.market import Market, open_market
+from src.exchange.market import Market, Open, open_made_up
 from src.exchange.mishaps import Mishaps
 from src.exchange.options import ExchangeOptions
 from src.exchange.rest import BODY_MAX, STATISTICS_PREFIX, Rest
@@ -61,7 +61,7 @@ def ready_at(host: str, port: int, clock: Clock) -> Ready:
     return Ready(f"http://{host}:{port}", f"{ws}/public", f"{ws}/market", f"{ws}/private", f"{ws}{ws_api.PATH}", clock)
 
 
-def build(options: ExchangeOptions, source: Market | None, books: Books | None, kept: Kept | None) -> Venue:
+def build(options: ExchangeOptions, source: Market | None, books: Books | None, kept: Kept | None, open_market: Open = open_made_up) -> Venue:
     """Market and core at the right market time, with what the books kept. Fatal: options or books that cannot be used.
 
     The clock runs from the moment its time is chosen: a slow start must not leave the venue behind its clients.
@@ -160,7 +160,8 @@ class Server:
         await self._ws_api.close_all()
 
 
-async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], stop: asyncio.Event, source: Market | None = None) -> None:
+async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], stop: asyncio.Event, source: Market | None = None, *,
+                open_market: Open = open_made_up) -> None:  # fmt: skip
     """Run the exchange until ``stop`` is set. ``on_ready`` is called once it answers. Fatal: it cannot start, or its books fail.
 
     Over a venue's market it is ready once that is seen; Retryable: the venue does not answer.
@@ -168,7 +169,7 @@ async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], sto
     books = Books(options.books_dir) if options.books_dir else None
     kept = books.load() if books is not None else None
     if source is not None or options.venue is None:
-        await _serve(build(options, source, books, kept), books, on_ready, stop)
+        await _serve(build(options, source, books, kept, open_market), books, on_ready, stop)
         return
     connector = aiohttp.TCPConnector(ssl=tls_for(options.venue.rest) or True)
     async with aiohttp.ClientSession(connector=connector, trust_env=True) as session:

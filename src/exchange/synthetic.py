@@ -7,8 +7,8 @@ Variance knows nothing of direction, so nothing that can be seen tells the sign 
 
 Any day can be made alone. Where each day starts is settled first: a row of chance per symbol and day (``_Calendar``), from the origin on.
 Within the day the walk is pinned to both ends, which leaves its law as it was. Candles are made a day and a symbol at a time, when asked
-for; the days around the present are kept. How many trades a day has is settled with its variance, so ids have no hole and any can be
-found at once.
+for; today's and those made ahead are kept, of other days the latest few. How many trades a day has is settled with its variance, so ids
+have no hole and any can be found at once.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ MINUTES = 1_440
 HISTORY_DAYS = 100
 PREPARE_MS = 7_200_000
 """In the last two hours of a day the next one is made, a symbol at a time."""
+TURN_MS = 600_000
+"""So long after midnight the day before is let go of: a reader's last steps before it must not make that day anew."""
 PAST_KEPT = 64
 MARKET_DAYS_KEPT = 128
 PATH_VERSION = 1
@@ -223,11 +225,11 @@ class SyntheticBars:
         return int(found["close"][-1]) if len(found) else None
 
     def prepare(self, now_ms: int) -> None:
-        """Turn the page at midnight; in the last hours of a day, make tomorrow for one symbol."""
-        day, inside = divmod(now_ms, DAY_MS)
+        """Turn the page soon after midnight; in the last hours of a day, make tomorrow for one symbol."""
+        day, inside = divmod(now_ms - TURN_MS, DAY_MS)
         if day != self._today:
             self._today, self._ahead = day, 0
-            self._live = {key: bars for key, bars in self._live.items() if key[0] >= day - 1}
+            self._live = {key: bars for key, bars in self._live.items() if key[0] >= day}
         if inside > DAY_MS - PREPARE_MS and self._ahead < len(self._symbols):
             self._day(day + 1, self._ahead)
             self._ahead += 1
@@ -239,7 +241,7 @@ class SyntheticBars:
             bars = self._past.pop(key, None)
             if bars is None:
                 bars = self._make(day, index)
-            if self._today - 1 <= day <= self._today + 1:
+            if self._today <= day <= self._today + 1:
                 self._live[key] = bars
             else:
                 self._past[key] = bars
