@@ -179,22 +179,18 @@ def _supervise(settings: Settings) -> int:
 
 def _start(supervisor: Supervisor, settings: Settings, ring: Any, counters: Any) -> None:
     """Spawn in order, hand over the symbol table, and wait until each process is ready."""
-    from src import kernel_cache, processes
+    from src import processes
     from src.error_handler import lifecycle
 
     bare = settings.without_secrets()
-    compilers = () if kernel_cache.is_whole("daemon") else (processes.feed_kernels, processes.brain_kernels)
-    for compiler in compilers:
-        supervisor.spawn(compiler.__name__, compiler, bare)
+    compiling = _compile(supervisor, bare, "feed_kernels", "brain_kernels")
     urls, clock = _market(supervisor, settings, counters)
     reading, writing = supervisor.pipe()
     news_in, news_out = supervisor.pipe()
     words_in, words_out = supervisor.pipe()
     lifecycle("🚀 Launching Feed + Brain + Orchestrator processes...")
     supervisor.spawn("brain", processes.brain, settings, counters, ring, urls, clock, reading, words_out, news_in)  # what is held comes first
-    if compilers:
-        supervisor.wait_end(*[compiler.__name__ for compiler in compilers])
-        kernel_cache.mark_whole("daemon")
+    supervisor.wait_end(*compiling)
     supervisor.spawn("feed", processes.feed, bare, counters, ring, urls, clock, news_out, words_in)
     supervisor.spawn("orchestrator", processes.orchestrator, settings, counters, urls, clock, writing)
     for end in (reading, writing, news_in, news_out, words_in, words_out):
@@ -205,9 +201,19 @@ def _start(supervisor: Supervisor, settings: Settings, ring: Any, counters: Any)
     lifecycle("✅ All processes running")
 
 
+def _compile(supervisor: Supervisor, settings: Settings, *names: str) -> list[str]:
+    """Spawn those of these compilers whose kernels are not in the cache; their names."""
+    from src import kernel_cache, processes
+
+    missing = [name for name in names if not kernel_cache.is_whole(name)]
+    for name in missing:
+        supervisor.spawn(name, getattr(processes, name), settings)
+    return missing
+
+
 def _market(supervisor: Supervisor, settings: Settings, counters: Any) -> tuple[Endpoints, Clock]:
     """The URLs and the clock of this run: of the venue, of a local exchange that runs already, or of one that is spawned now."""
-    from src import kernel_cache, processes
+    from src import processes
     from src.clock import real_clock
     from src.config import endpoints, local_endpoints
     from src.error_handler import info
@@ -216,10 +222,7 @@ def _market(supervisor: Supervisor, settings: Settings, counters: Any) -> tuple[
         return endpoints(settings), real_clock()
     if settings.exchange_url:
         return endpoints(settings, local_endpoints(settings.exchange_url)), _clock_of(settings)
-    if not kernel_cache.is_whole("exchange"):
-        supervisor.spawn("exchange_kernels", processes.exchange_kernels, settings.without_secrets())
-        supervisor.wait_end("exchange_kernels")
-        kernel_cache.mark_whole("exchange")
+    supervisor.wait_end(*_compile(supervisor, settings.without_secrets(), "exchange_kernels"))
     supervisor.spawn("exchange", processes.exchange, settings.without_secrets(), counters)
     ((found, clock),) = supervisor.wait_for("ready", "exchange")
     info("the local exchange answers", rest=found.rest)

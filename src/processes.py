@@ -31,27 +31,33 @@ def credentials(settings: Settings) -> tuple[str, str]:
 def feed_kernels(name: str, pipe: Connection, settings: Settings) -> None:
     """Compile the Feed's kernels, and end: the compiler's memory goes with this process, and the Feed only loads what is there."""
     begin(name, settings)
+    from src import kernel_cache
     from src.feed import warm_up
 
     warm_up(partial(_compiling, pipe))
+    kernel_cache.mark_whole(name)
 
 
 def brain_kernels(name: str, pipe: Connection, settings: Settings) -> None:
     """The same for the Brain."""
     begin(name, settings)
+    from src import kernel_cache
     from src.teacher import warm_up
 
     warm_up(partial(_compiling, pipe))
+    kernel_cache.mark_whole(name)
 
 
 def exchange_kernels(name: str, pipe: Connection, settings: Settings) -> None:
-    """The same for the local exchange: every kind of market has the kernels of the made-up one."""
+    """The same for the local exchange, whose kernels are those of any made market."""
     begin(name, settings)
+    from src import kernel_cache
     from src.clock import epoch_ms
     from src.exchange.market import open_made_up
 
     _compiling(pipe, "the exchange's market")
     open_made_up("synthetic", symbols=("BTCUSDT",), seed=1, path=None, now_ms=epoch_ms(), resume=None)
+    kernel_cache.mark_whole(name)
 
 
 def _compiling(pipe: Connection, name: str) -> None:

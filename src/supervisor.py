@@ -31,11 +31,11 @@ BRAIN_STOP_S = 7.0
 """Of which the Brain may take this much, to settle what is in flight."""
 START_S = 180.0
 """Longest start: cold kernels on a slow machine."""
-STOP_ORDER = ("brain", "orchestrator", "feed", "exchange", "feed_kernels", "brain_kernels", "exchange_kernels")
-SHORT_LIVED = ("feed_kernels", "brain_kernels", "exchange_kernels")
+STOP_ORDER = ("brain", "orchestrator", "feed", "exchange", "exchange_kernels", "feed_kernels", "brain_kernels")
+SHORT_LIVED = ("exchange_kernels", "feed_kernels", "brain_kernels")
 """Children that may end by themselves."""
-TITLES = {**dict.fromkeys(SHORT_LIVED, "Kernels"), "feed": "Feed", "brain": "Brain", "orchestrator": "Orchestrator",
-          "exchange": "Exchange"}  # fmt: skip
+TITLES = {"exchange_kernels": "Kernels", "feed_kernels": "Kernels", "brain_kernels": "Kernels", "feed": "Feed", "brain": "Brain",
+          "orchestrator": "Orchestrator", "exchange": "Exchange"}  # fmt: skip
 LINES = {"feed": "📡 Feed process started (PID={})", "brain": "🧠 Brain process started (PID={})",
          "orchestrator": "🔄 Orchestrator process started (PID={})", "exchange": "🏛️ Exchange process started (PID={})"}  # fmt: skip
 Target = Callable[..., None]

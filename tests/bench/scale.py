@@ -7,6 +7,7 @@ second. The reference of each row is the same figure with the fewest symbols.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import subprocess
@@ -112,17 +113,30 @@ def drawn(found: dict[int, Figures]) -> str:
 def _panel(place: int, panel: tuple[str, str, tuple[str, ...]], found: dict[int, Figures]) -> str:
     title, kind, names = panel
     left, bottom = LEFT + place * (WIDTH + GAP), TOP + HEIGHT
-    most = max(figures[f"{kind} {name}"] for figures in found.values() for name in names) * 1.1 or 1.0
+    most = _round_above(max(figures[f"{kind} {name}"] for figures in found.values() for name in names))
     parts = [f'<text x="{left}" y="{TOP - 15}" font-size="13">{title}</text>',
              f'<path d="M{left} {TOP}V{bottom}H{left + WIDTH}" fill="none" stroke="black"/>']
-    parts += [f'<text x="{left - 5}" y="{bottom - share * HEIGHT + 4:.0f}" text-anchor="end">{most * share:.3g}</text>' for share in (0.0, 0.5, 1.0)]
+    parts += [f'<text x="{left - 5}" y="{bottom - share * HEIGHT + 4:.0f}" text-anchor="end">{_label(most * share)}</text>'
+              for share in (0.0, 0.5, 1.0)]  # fmt: skip
     parts += [f'<text x="{left + _across(symbols):.0f}" y="{bottom + 15}" text-anchor="middle">{symbols}</text>' for symbols in found]
-    for name, colour, turn in zip(names, COLOURS, range(len(names)), strict=False):
+    legend = left + 8
+    for name, colour in zip(names, COLOURS, strict=False):
         points = [(left + _across(symbols), bottom - figures[f"{kind} {name}"] / most * HEIGHT) for symbols, figures in found.items()]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{left + 8 + turn * 68}" y="{bottom + 40}" fill="{colour}">{name}</text>')
+        parts.append(f'<text x="{legend}" y="{bottom + 40}" fill="{colour}">{name}</text>')
+        legend += 7 * len(name) + 16
     return "\n".join(parts)
+
+
+def _round_above(value: float) -> float:
+    """The next 1, 2, 4, 6 or 8 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(value)) if value > 0 else 1.0
+    return next(step * power for step in (1, 2, 4, 6, 8, 10) if step * power >= value)
+
+
+def _label(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 or value == 0 else f"{value:.1f}"
 
 
 def _across(symbols: int) -> float:
