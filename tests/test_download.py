@@ -417,7 +417,8 @@ async def process(folder: Path, url: str, *more: str, limit: int = 0) -> asyncio
     words = ["download", "--symbols", "btcusdt", "--from", "2025-01-30", "--to", "2025-02-03", "--kind", "aggTrades", "--base-url", url,
              "--into", str(folder / "market"), "--jobs", "1", *more]  # fmt: skip
     bound = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))" if limit else ""
-    code = f"import sys, resource\nfrom src.main import main\n{bound}\nsys.exit(main(sys.argv[1:]))"
+    interrupts = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # as from a terminal, also where whoever runs the tests ignores it
+    code = f"import signal, sys, resource\nfrom src.main import main\n{bound}\n{interrupts}\nsys.exit(main(sys.argv[1:]))"
     return await asyncio.create_subprocess_exec(sys.executable, "-c", code, *words, stdout=-1, stderr=-1, cwd=Path(__file__).parent.parent)
 
 
