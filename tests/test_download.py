@@ -422,6 +422,7 @@ async def process(folder: Path, url: str, *more: str, limit: int = 0) -> asyncio
     return await asyncio.create_subprocess_exec(sys.executable, "-c", code, *words, stdout=-1, stderr=-1, cwd=Path(__file__).parent.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 async def test_stopped_in_the_middle_it_goes_on_and_fetches_nothing_twice(tmp_path: Path, number: signal.Signals) -> None:
     async with archive() as a:

@@ -79,6 +79,7 @@ def test_feed_and_orchestrator_never_load_lightgbm(started: Process) -> None:
         assert "lightgbm" not in maps, name
 
 
+@pytest.mark.slow
 def test_the_heartbeat_can_be_read(started: Process) -> None:
     started.wait_line("💓 Heartbeat · sim", 40)
     started.wait_line("money      equity", 5)

@@ -34,6 +34,8 @@ from src.exchange.symbols import TABLE, derived_spec, spec
 from tests.test_exchange_fake import T0, Desk, FakeMarket
 from tests.test_exchange_wire import Client, exchange, options
 
+pytestmark = pytest.mark.slow  # a venue is watched for seconds
+
 DEADLINE_S = 20.0
 HOUR = 3_600_000
 QUICK = Patience(market_mute_s=1.2, public_mute_s=30.0, backoff_s=(0.05, 0.2))

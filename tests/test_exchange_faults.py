@@ -21,6 +21,8 @@ from src.exchange.params import Params
 from tests.test_exchange_streams import LIVELY, lively
 from tests.test_exchange_wire import KEY, Client, Socket, exchange, options, short
 
+pytestmark = pytest.mark.slow  # every mishap takes its time
+
 ORDER: dict[str, Any] = {"symbol": "BTCUSDT", "side": "BUY", "type": "MARKET", "quantity": "0.01"}
 STOP: dict[str, Any] = {"algoType": "CONDITIONAL", "symbol": "BTCUSDT", "side": "SELL", "type": "STOP_MARKET", "triggerPrice": "59000",
                         "closePosition": "true", "clientAlgoId": "stop"}  # fmt: skip
@@ -395,7 +397,6 @@ async def test_market_frames_are_lost_doubled_late_or_rubbish_by_rate(moving: Cl
     assert clean == list(range(clean[0], clean[0] + 20))
 
 
-@pytest.mark.slow
 async def test_a_day_is_over_after_as_long_as_one_likes() -> None:
     """The life of a connection is a limit like others; a cut by script does not wait for it."""
     limits = options_of(["--limit", "connection_life_s=1", "--limit", "messages_per_second=1000"]).limits

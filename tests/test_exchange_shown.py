@@ -11,6 +11,8 @@ from src.clock import seeded
 from tests.test_exchange_fake import FakeMarket
 from tests.test_exchange_wire import Client, Socket, exchange, options
 
+pytestmark = pytest.mark.slow  # books are kept for seconds
+
 Side = dict[str, str]
 
 

@@ -17,6 +17,8 @@ from src.slots import Ask
 from src.venue.governor import Governor, Priority
 from tests.test_trade import DEAD_WS, NAKED_S, QUICK, Daemon, World, bench, table, until
 
+pytestmark = pytest.mark.slow  # every mishap takes its time
+
 EXECUTED = {
     "unknown_before": False, "unknown_after": True, "timeout_before": False, "timeout_after": True, "reset_before": False, "reset_after": True,
     "silent_after": True, "unavailable": False, "throttled": False, "internal": False,
@@ -266,7 +268,6 @@ async def test_a_guard_that_vanishes_unheard_is_missed_and_put_back(tmp_path: Pa
         await d.agree()
 
 
-@pytest.mark.slow
 async def test_the_owners_own_stop_protects_and_stays_his(tmp_path: Path) -> None:
     async with bench(tmp_path, patience=QUICK) as (venue, d):
         await venue.fault("algoOrder.place", "internal", count=2)
@@ -414,7 +415,6 @@ async def test_orders_go_over_rest_while_the_ws_api_is_down_and_a_whole_life_pas
         await d.agree()
 
 
-@pytest.mark.slow
 async def test_protection_is_the_first_write_when_contact_returns(tmp_path: Path) -> None:
     """The wire dies with the entry's fill, or under an open position whose stop then goes; for longer than the naked limit, and nobody flattens
     for that alone."""

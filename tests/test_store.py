@@ -208,6 +208,7 @@ def child(folder: Path, word: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", CHILD, str(folder), word], stdout=subprocess.PIPE, text=True, env=env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_killed_while_it_writes_the_file_is_whole(tmp_path: Path, turns: int) -> None:
     with child(tmp_path, "kill") as process:
