@@ -85,7 +85,8 @@ class Auditor:
             self._block.add(f"audit_{name}", number)
         if differing := {name: n for name, n in found.items() if name not in ("equal", "absent", "strange")}:
             self._market.doubt(i)
-            warn(f"{sum(differing.values())} candles of {symbol} differ from the venue's, and are read again", **differing)
+            say = info if set(differing) == {"partial"} else warn  # every start has one of those
+            say(f"{sum(differing.values())} candles of {symbol} differ from the venue's, and are read again", **differing)
         return found
 
     def _settled(self, i: int) -> tuple[Floats, npt.NDArray[np.uint8]]:
