@@ -170,6 +170,21 @@ async def test_refusals_carry_the_venues_code(desk: Desk) -> None:
     assert cancel_refused.value.code == -2011
 
 
+@pytest.mark.parametrize(("wrong", "code", "text"), [
+    ({"symbol": "NOPEUSDT"}, -1121, "Invalid symbol."),
+    ({"quantity": "0.0105"}, -1111, "Precision is over the maximum defined for this asset."),
+    ({"price": "59000.05"}, -4014, "Price not increased by tick size."),
+])  # fmt: skip
+async def test_an_order_that_the_filters_refuse_ends_with_the_venues_code_and_words(
+    desk: Desk, wrong: dict[str, str], code: int, text: str
+) -> None:
+    order = orders.entry(desk.rules, Side.BUY, desk.rules.step * 20, D("59000"), desk.ids.next(Role.ENTRY))
+    for place in (lambda: desk.ws.call("order.place", order | wrong), lambda: desk.rest.send("POST", "/fapi/v1/order", order | wrong)):
+        with pytest.raises(Rejected) as refused:
+            await place()
+        assert refused.value.code == code and text in str(refused.value) and str(code) in str(refused.value)
+
+
 async def test_account_settings_are_read_and_changed(desk: Desk) -> None:
     assert (await queries.validate_binance_keys(desk.rest)).can_trade
     await queries.set_isolated(desk.rest, "BTCUSDT")
