@@ -7,7 +7,6 @@ from decimal import Decimal as D
 import pytest
 
 from src.exchange.errors import ApiError
-from src.exchange.options import Switches
 from src.exchange.orders import ALGO_LIFE, ORDER_LIFE, AlgoEvent, AlgoStatus, OrderEvent, OrderStatus, PositionSide
 from src.exchange.settings import adjust_margin, set_hedge, set_leverage, set_margin_type
 from tests.test_exchange_fake import T0, Desk
@@ -311,14 +310,6 @@ def test_an_orphan_that_fires_with_nothing_to_close_is_rejected() -> None:
     desk.trade("58900")
     desk.run(20)
     assert (stop.status, stop.reason) == (AlgoStatus.REJECTED, "ReduceOnly Order is rejected.")
-
-
-def test_the_switch_lets_plain_closing_orders_die_too() -> None:
-    desk = Desk(switches=Switches(gtc_close_position_survives=False))
-    desk.order("BUY", "MARKET", "0.1")
-    stop = desk.stop("SELL", "59000")
-    desk.order("SELL", "MARKET", "0.1")
-    assert stop.status is AlgoStatus.EXPIRED
 
 
 def test_a_turned_position_takes_its_old_protection_with_it() -> None:

@@ -551,7 +551,7 @@ async def test_a_fault_that_makes_no_sense_is_refused_with_its_reason(client: Cl
 
 
 def test_a_script_hits_as_often_and_as_late_as_it_says() -> None:
-    faults = Faults()
+    faults = Faults(408)
     faults.add(Rule(kind=Kind.STALE, door="d", after=2, count=3))
     hits = [faults.take(("d",), {Kind.STALE}) is not None for _ in range(7)]
     assert hits == [False, False, True, True, True, False, False] and not faults

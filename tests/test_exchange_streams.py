@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from src.clock import clock_at
-from src.exchange.options import Limits, Switches
+from src.exchange.options import Limits
 from src.exchange.rare_feeds import RareFeeds
 from src.exchange.state import UserEvent
 from src.exchange.streams import Channel
@@ -210,7 +210,7 @@ async def test_a_listen_key_is_one_an_account_and_ends_without_closing_the_socke
     assert await client.listen_key() == key and len(key) == 64
     headers = {"X-MBX-APIKEY": KEY}
     assert await client.raw("PUT", "/fapi/v1/listenKey", headers=headers) == (200, {"listenKey": key})
-    user = await client.socket(f"{client.ready.private}/ws?listenKey={key}")
+    user = await client.socket(f"{client.ready.private}/ws?listenKey={key}&events=listenKeyExpired")
     await client.control("expire_listen_keys")
     assert (await user.next())["e"] == "listenKeyExpired"
     assert await user.ask({"method": "LIST_SUBSCRIPTIONS", "id": 1}) == {"result": [], "id": 1}
@@ -251,26 +251,6 @@ async def test_streams_can_be_dropped_and_muted_from_the_control_door(client: Cl
 async def test_without_control_there_is_no_control_door() -> None:
     async with exchange(options(control=False)) as client:
         assert (await client.raw("GET", "/control/books"))[0] == 404
-
-
-# ---- what a socket may hear, by switch
-
-
-@pytest.mark.parametrize(
-    ("route", "switches", "heard"),
-    [
-        ("", Switches(), {"btcusdt@bookTicker"}),
-        ("", Switches(unrouted_delivers_all=True), {"btcusdt@bookTicker", "btcusdt@aggTrade"}),
-        ("/market", Switches(), {"btcusdt@aggTrade"}),
-        ("/market", Switches(mixed_routes_deliver=True), {"btcusdt@bookTicker", "btcusdt@aggTrade"}),
-        ("/public", Switches(unrouted_delivers_all=True), {"btcusdt@bookTicker"}),
-    ],
-)
-async def test_a_socket_hears_its_route(route: str, switches: Switches, heard: set[str]) -> None:
-    async with exchange(options(speed=20.0, switches=switches), lively()) as client:
-        base = client.ready.rest.replace("http", "ws") + route
-        socket = await client.socket(f"{base}/stream?streams=btcusdt@aggTrade/btcusdt@bookTicker")
-        assert {(await socket.next())["stream"] for _ in range(20)} == heard
 
 
 # ---- streams of all, and of what is rare

@@ -126,7 +126,7 @@ AHEAD_TEXT = "Timestamp for this request was 1000ms ahead of the server's time."
 EITHER_TEXT = "Param '{0}' or '{1}' must be sent, but both were empty/null!"
 BANNED_TEXT = "Way too many requests; IP banned until {0}. Please use the websocket for live updates to avoid bans."
 
-_STATUS = {-1002: 401, -2014: 401, -2015: 401, -1003: 429, -1015: 429, -1001: 503, -1008: 503, -1007: 408, -1099: 404}
+_STATUS = {-1002: 401, -2014: 401, -2015: 401, -1003: 429, -1015: 429, -1001: 503, -1008: 503, -1099: 404}
 
 
 class ApiError(Exception):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
 from src.exchange.ledger import AccountState, Position
 from src.exchange.margin import maintenance, order_notionals
-from src.exchange.orders import ZERO, AlgoOrder, Fill, Order, q8
+from src.exchange.orders import E8, ZERO, AlgoOrder, Fill, Order
 from src.exchange.state import State
 
 
@@ -17,8 +17,8 @@ def text(value: Decimal) -> str:
 
 
 def money(value: Decimal) -> str:
-    """An amount with eight decimals."""
-    return format(q8(value), "f")
+    """An amount with eight decimals; what is beyond them is cut off, as the venue does."""
+    return format(value.quantize(E8, ROUND_DOWN), "f")
 
 
 def average_text(state: State, symbol: int, value: Decimal) -> str:

@@ -210,9 +210,10 @@ class Spoiled(Exception):
 
 
 class Faults:
-    """The rules in force."""
+    """The rules in force. ``timeout_status``: the HTTP status of -1007 where a rule names none."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_status: int) -> None:
+        self._timeout_status = timeout_status
         self._active: list[Active] = []
         self._on_the_way: set[asyncio.Future[Any]] = set()
 
@@ -221,6 +222,8 @@ class Faults:
         self._prune()
         if len(self._active) >= RULES_MAX:
             raise ValueError(f"there are {RULES_MAX} faults already")
+        if rule.kind in (Kind.TIMEOUT_BEFORE, Kind.TIMEOUT_AFTER) and not rule.status:
+            rule = msgspec.structs.replace(rule, status=self._timeout_status)
         self._active.append(Active(rule))
 
     def clear(self) -> None:
@@ -283,8 +286,8 @@ _BEFORE_OR_AFTER: Mapping[Kind, Callable[[Rule], Exception]] = {
     Kind.GATEWAY_AFTER: lambda rule: Page(rule.status or 504),
     Kind.UNKNOWN_BEFORE: lambda _: ApiError(-1000, msg=UNKNOWN_TEXT, status=503),
     Kind.UNKNOWN_AFTER: lambda _: ApiError(-1000, msg=UNKNOWN_TEXT, status=503),
-    Kind.TIMEOUT_BEFORE: lambda rule: ApiError(-1007, status=rule.status or None),
-    Kind.TIMEOUT_AFTER: lambda rule: ApiError(-1007, status=rule.status or None),
+    Kind.TIMEOUT_BEFORE: lambda rule: ApiError(-1007, status=rule.status),
+    Kind.TIMEOUT_AFTER: lambda rule: ApiError(-1007, status=rule.status),
     Kind.UNAVAILABLE: lambda _: ApiError(-1000, msg="Service Unavailable.", status=503),
     Kind.THROTTLED: lambda _: ApiError(-1008),
     Kind.INTERNAL: lambda _: ApiError(-1001),

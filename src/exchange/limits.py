@@ -73,11 +73,13 @@ class Limiter:
     def __init__(self, limits: Limits, switches: Switches, accounts: int) -> None:
         self._limits = limits
         self._status = switches.order_limit_status
+        self._retry_after = switches.retry_after
         self._weight = Window(MINUTE_MS)
         kind = Sliding if switches.order_windows_slide else Window
         self._orders = [(kind(TEN_SECONDS_MS), kind(MINUTE_MS)) for _ in range(accounts)]
         self._strikes = 0
         self._banned_until_wall_ms = 0
+        self._ordered_until_wall_ms = 0
         self._ban_ms = BAN_FIRST_MS
 
     def weigh(self, weight: int, wall_ms: int, *, market_ms: int, speed: float) -> None:
@@ -94,18 +96,23 @@ class Limiter:
             self._banned_until_wall_ms = wall_ms + self._ban_ms
             self._ban_ms = min(self._ban_ms * 2, BAN_MAX_MS)
             raise self._banned(wall_ms, market_ms, speed)
-        raise ApiError(-1003, self._limits.weight_per_minute, retry_after_s=(MINUTE_MS - wall_ms % MINUTE_MS) // 1000 + 1)
+        raise ApiError(-1003, self._limits.weight_per_minute, retry_after_s=self._told_s(self._weight.next_ms(wall_ms)))
 
     def _banned(self, wall_ms: int, market_ms: int, speed: float) -> ApiError:
         left = self._banned_until_wall_ms - wall_ms
-        return ApiError(-1003, msg=BANNED_TEXT.format(market_ms + int(left * speed)), status=418, retry_after_s=left // 1000 + 1)
+        told_s = self._told_s(left, ordered=wall_ms < self._ordered_until_wall_ms)
+        return ApiError(-1003, msg=BANNED_TEXT.format(market_ms + int(left * speed)), status=418, retry_after_s=told_s)
+
+    def _told_s(self, left_ms: int, *, ordered: bool = False) -> int | None:
+        """Retry-After, where it is sent."""
+        return left_ms // 1000 + 1 if ordered or self._retry_after else None
 
     def ban(self, wall_ms: int, span_ms: int) -> None:
-        """A ban that nobody has earned, for tests."""
-        self._banned_until_wall_ms = wall_ms + span_ms
+        """A ban that nobody has earned, for tests; it is told with Retry-After."""
+        self._banned_until_wall_ms = self._ordered_until_wall_ms = wall_ms + span_ms
 
     def pardon(self) -> None:
-        self._banned_until_wall_ms = self._strikes = 0
+        self._banned_until_wall_ms = self._ordered_until_wall_ms = self._strikes = 0
 
     def used_weight(self, wall_ms: int) -> int:
         self._weight.roll(wall_ms)
@@ -119,7 +126,7 @@ class Limiter:
         for window, more, most, span in ((short, ten_seconds, self._limits.orders_per_10s, "10 SECOND"),
                                          (long, minute, self._limits.orders_per_minute, "1 MINUTE")):  # fmt: skip
             if window.count + more > most:
-                raise ApiError(-1015, most, span, status=self._status, retry_after_s=window.next_ms(wall_ms) // 1000 + 1)
+                raise ApiError(-1015, most, span, status=self._status, retry_after_s=self._told_s(window.next_ms(wall_ms)))
         short.add(ten_seconds, wall_ms)
         long.add(minute, wall_ms)
 

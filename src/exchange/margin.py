@@ -6,11 +6,11 @@ Mark prices come in as a function of the symbol's index, open orders as a functi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_DOWN, Decimal
 from typing import NamedTuple
 
 from src.exchange.ledger import AccountState, Position
-from src.exchange.orders import ZERO, Order, PositionSide, Side
+from src.exchange.orders import E8, ZERO, Order, PositionSide, Side
 from src.exchange.symbols import Bracket, SymbolSpec
 
 MarkOf = Callable[[int], Decimal]
@@ -91,7 +91,8 @@ def order_notionals(orders: Iterable[Order], side: PositionSide, mark: Decimal) 
     return bid, ask
 
 
-def exposure(account: AccountState, spec: SymbolSpec, position: Position, *, mark: Decimal, bid: Decimal, ask: Decimal) -> Exposure:
+def exposure(account: AccountState, spec: SymbolSpec, position: Position, *, mark: Decimal, bid: Decimal, ask: Decimal, up: bool) -> Exposure:
+    """``up``: margin of open orders is rounded up to eight decimals, not down."""
     leverage = account.setting(position.symbol).leverage
     notional = mark * position.qty
     own = abs(notional) / leverage
@@ -100,15 +101,16 @@ def exposure(account: AccountState, spec: SymbolSpec, position: Position, *, mar
         notional,
         position.unrealised(mark),
         own,
-        max(ZERO, worst - own),
+        max(ZERO, worst - own).quantize(E8, ROUND_CEILING if up else ROUND_DOWN),
         maintenance(spec.brackets, notional) if notional else ZERO,
         bid,
         ask,
     )
 
 
-def summary(account: AccountState, specs: Sequence[SymbolSpec], mark_of: MarkOf, orders_of: OrdersOf, symbols_with_orders: Iterable[int]) -> Summary:
-    """Totals over every position and every symbol with open orders."""
+def summary(account: AccountState, specs: Sequence[SymbolSpec], mark_of: MarkOf, orders_of: OrdersOf, symbols_with_orders: Iterable[int],
+            *, up: bool) -> Summary:  # fmt: skip
+    """Totals over every position and every symbol with open orders. ``up`` as for :func:`exposure`."""
     rows = {(p.symbol, p.side): p for p in account.positions.values() if p.qty}
     for symbol in symbols_with_orders:
         for side in account.sides():
@@ -117,7 +119,7 @@ def summary(account: AccountState, specs: Sequence[SymbolSpec], mark_of: MarkOf,
     for (symbol, side), position in rows.items():
         mark = mark_of(symbol)
         bid, ask = order_notionals(orders_of(account.index, symbol), side, mark)
-        row = exposure(account, specs[symbol], position, mark=mark, bid=bid, ask=ask)
+        row = exposure(account, specs[symbol], position, mark=mark, bid=bid, ask=ask, up=up)
         unrealised += row.unrealised
         position_initial += row.position_initial
         open_initial += row.open_order_initial

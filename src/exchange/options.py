@@ -28,7 +28,7 @@ class Switches:
     """Open questions of the protocol, decided here and nowhere else."""
 
     key_in_path_delivers: bool = False  # /private/ws/<listenKey> is silent
-    events_required: bool = False  # /private/ws?listenKey=K without events= delivers all
+    events_required: bool = True  # /private/ws?listenKey=K without events= is silent; else it delivers all
     close_position_needs_position: bool = True  # a closePosition order is refused while flat
     gtc_close_position_survives: bool = True  # a plain GTC closePosition order outlives the position
     client_id_unique_per_account: bool = True  # else per symbol
@@ -39,10 +39,12 @@ class Switches:
     mixed_routes_deliver: bool = False  # a stream of another route is acknowledged and silent
     stp_default_everywhere: bool = True  # EXPIRE_MAKER unless said otherwise; else NONE for batches, the WS API and conditional orders
     decoded_signature_accepted: bool = False  # only over the bytes as they came, not over what they decode to
-    retry_after: bool = True  # 429 and 418 carry Retry-After
+    retry_after: bool = False  # 429 and 418 carry no Retry-After; a ban's end stands in its text
     order_windows_slide: bool = True  # orders of the last 10 s and minute count; else of the window on the clock
     ws_api_weight_shared: bool = True  # the WS API uses up the weight of REST
+    open_order_margin_rounds_up: bool = True  # margin of open orders to the next 1e-8 above; else cut off there
     order_limit_status: int = 429  # the HTTP status of -1015
+    timeout_status: int = 408  # the HTTP status of -1007
 
 
 @dataclass(frozen=True, slots=True)

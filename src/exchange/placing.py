@@ -199,7 +199,7 @@ class Placing:
                       without: Order | None = None) -> None:  # fmt: skip
         """-2019 or -2027 when the account cannot carry an order of that size. ``price`` 0: at market. ``without``: an order it replaces."""
         state, spec = self._state, self._state.specs[symbol]
-        mark = state.quotes.mark(symbol)
+        mark, up = state.quotes.mark(symbol), state.options.switches.open_order_margin_rounds_up
         if not price:
             best = state.quotes.asks(symbol).ticks if side is Side.BUY else state.quotes.bids(symbol).ticks
             price = best * spec.tick * (Decimal("1.0005") if side is Side.BUY else 1)
@@ -208,11 +208,12 @@ class Placing:
         held = account.positions.get(f"{symbol}:{position_side}") or Position(symbol=symbol, side=position_side)
         now = list(state.orders_of(account.index, symbol))
         bid, ask = order_notionals(now, position_side, mark)
-        before = exposure(account, spec, held, mark=mark, bid=bid, ask=ask)
+        before = exposure(account, spec, held, mark=mark, bid=bid, ask=ask, up=up)
         if without is not None:
             bid, ask = order_notionals([o for o in now if o is not without], position_side, mark)
         new = price * qty
-        after = exposure(account, spec, held, mark=mark, bid=bid + (new if side is Side.BUY else 0), ask=ask + (new if side is Side.SELL else 0))
+        bid, ask = bid + (new if side is Side.BUY else 0), ask + (new if side is Side.SELL else 0)
+        after = exposure(account, spec, held, mark=mark, bid=bid, ask=ask, up=up)
         need = after.initial - before.initial
         if need <= 0:
             return

@@ -142,7 +142,7 @@ class Rest:
             status = 200
         except ApiError as refusal:
             status, value = refusal.status, refusal.body()
-            if refusal.retry_after_s is not None and self._venue.options.switches.retry_after:
+            if refusal.retry_after_s is not None:
                 headers["Retry-After"] = str(refusal.retry_after_s)
         except web.HTTPException:
             raise

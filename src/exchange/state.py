@@ -186,7 +186,8 @@ class State:
         return [o for o in self.open_orders[account].values() if o.symbol == symbol]
 
     def summary(self, account: AccountState) -> Summary:
-        return summary(account, self.specs, self.quotes.mark, self.orders_of, {o.symbol for o in self.open_orders[account.index].values()})
+        return summary(account, self.specs, self.quotes.mark, self.orders_of, {o.symbol for o in self.open_orders[account.index].values()},
+                       up=self.options.switches.open_order_margin_rounds_up)  # fmt: skip
 
     def isolated(self, account: AccountState, symbol: int) -> bool:
         return account.setting(symbol).isolated

@@ -18,7 +18,8 @@ ALIAS = "SgsRmXqCsRfW"
 def exposure_of(state: State, account: AccountState, position: Position) -> Exposure:
     mark = state.quotes.mark(position.symbol)
     bid, ask = order_notionals(state.orders_of(account.index, position.symbol), position.side, mark)
-    return exposure(account, state.specs[position.symbol], position, mark=mark, bid=bid, ask=ask)
+    up = state.options.switches.open_order_margin_rounds_up
+    return exposure(account, state.specs[position.symbol], position, mark=mark, bid=bid, ask=ask, up=up)
 
 
 def _rows(state: State, account: AccountState, every: bool) -> list[Position]:

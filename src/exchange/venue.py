@@ -70,7 +70,7 @@ class Venue:
         self.ws_limiter = self.limiter if shared else Limiter(options.limits, options.switches, len(options.accounts))
         self.listen_keys = ListenKeys(options.limits.listen_key_life_s)
         self.latency_ms = options.latency_ms
-        self.faults = Faults()
+        self.faults = Faults(options.switches.timeout_status)
         self.shut: Shut | None = None
         self.skew_ms = 0
         self._books = books

@@ -28,13 +28,17 @@ def homes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[dict[str, Any]]:
-    """``python -m src.main exchange`` with two accounts of 10,000 USDT: its addresses and their keys. It must end well and complain of nothing."""
+def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """``python -m src.main exchange`` with two accounts of 10,000 USDT: its addresses and their keys. It must end well and complain of nothing.
+
+    Parameters, where given, are switches.
+    """
     private = Ed25519PrivateKey.generate()
     pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     public_pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
     argv = [sys.executable, "-m", "src.main", "exchange", "--port", "0", "--seed", "1", "--symbols", "BTCUSDT,ETHUSDT", "--control",
-            "--account", "peer:secret:10000", "--account", f"peer-ed:ed25519={public_pem}:10000"]  # fmt: skip
+            "--account", "peer:secret:10000", "--account", f"peer-ed:ed25519={public_pem}:10000",
+            *(word for switch in getattr(request, "param", ()) for word in ("--switch", switch))]  # fmt: skip
     with (tmp_path / "exchange.log").open("w+") as log:
         process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
         assert process.stdout is not None

@@ -18,6 +18,7 @@ from tests.peers.homes import HERE, home
 pytestmark = pytest.mark.slow
 
 SCRIPT_S = 180.0
+names_no_events = pytest.mark.parametrize("running", [("events_required=0",)], indirect=True, ids=["events come unnamed"])
 D = Decimal
 MAKER, TAKER = D("0.0002"), D("0.0005")
 DAY_MS = 86_400_000
@@ -62,6 +63,7 @@ def values(row: dict[str, Any], *names: str) -> tuple[Any, ...]:
 # --- ccxt ------------------------------------------------------------------------------------------------------------------------------
 
 
+@names_no_events
 def test_ccxt_trades_and_watches(homes_folder: Path, running: dict[str, Any]) -> None:
     seen = told("ccxt", homes_folder, running)
     ccxt_looks(seen)
@@ -332,6 +334,7 @@ def sdk_asks_over_ws(seen: dict[str, dict[str, Any]], key: str) -> None:
 # --- python-binance --------------------------------------------------------------------------------------------------------------------
 
 
+@names_no_events
 def test_python_binance_trades_and_listens(homes_folder: Path, running: dict[str, Any]) -> None:
     seen = told("python_binance", homes_folder, running)
     python_binance_looks(seen)
