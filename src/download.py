@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import re
 import sys
 import threading
@@ -29,7 +30,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from src.archive import DAY_MS, ArchiveFile, files_for, rows_of
 from src.clock import epoch_ms, iso, parse_utc, unseeded
-from src.config import INTERVALS_MS, load
+from src.config import INTERVALS_MS, load, network_environment, proxy_for, tls_for
 from src.error_handler import Retryable
 from src.store import KINDS, Series, Store, Table
 
@@ -353,7 +354,8 @@ async def download(options: Options, say: Say, *, bar: bool = False) -> Summary:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=patience.connect_s, sock_read=patience.read_s)
     try:
         with store.writing(), contextlib.closing(Progress(len(files), say, bar=bar)) as progress:
-            async with aiohttp.ClientSession(timeout=timeout, trust_env=True) as session:
+            connector = aiohttp.TCPConnector(ssl=tls_for(options.base_url) or True)
+            async with aiohttp.ClientSession(timeout=timeout, connector=connector, proxy=proxy_for(options.base_url)) as session:
                 fetcher = Fetcher(session, options, options.into / ".incoming", progress)
                 downloader = Downloader(fetcher, store, progress, options.jobs)
                 await downloader.run(files)
@@ -437,6 +439,7 @@ def command(argv: Sequence[str], say: Say) -> int:
         options = options_of(argv, lambda: Path(load().data_dir) / "market")
     except SystemExit as wrong:
         return int(wrong.code or 0)
+    os.environ.update(network_environment(load()))
     say(f"{', '.join(map(str, options.series))}: {iso(options.from_ms)[:10]} up to and with {iso(options.to_ms - 1)[:10]}, into {options.into}")
     summary = asyncio.run(download(options, say, bar=sys.stderr.isatty()))
     for line in report(options, summary):

@@ -6,6 +6,7 @@ import asyncio
 import io
 import re
 import signal
+import ssl
 import sys
 import zipfile
 from collections import Counter
@@ -89,13 +90,13 @@ class Archive:
         self.files[file.path] = body
         self.checksums[file.path] = f"{sha256(body).hexdigest()}  {file.name}\n"
 
-    async def start(self) -> None:
+    async def start(self, tls: ssl.SSLContext | None) -> None:
         app = web.Application()
         app.router.add_get("/{path:.*}", self._get)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=tls).start()
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._runner.addresses[0][1]}"
 
     async def stop(self) -> None:
         await self._runner.cleanup()
@@ -124,9 +125,9 @@ class Archive:
 
 
 @asynccontextmanager
-async def archive() -> AsyncIterator[Archive]:
+async def archive(tls: ssl.SSLContext | None = None) -> AsyncIterator[Archive]:
     one = Archive()
-    await one.start()
+    await one.start(tls)
     try:
         yield one
     finally:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,12 +18,16 @@ from aiohttp import web
 from picows import ws_create_server
 from websockets.asyncio.server import serve
 
+from src.archive import files_for
+from src.clock import parse_utc
 from src.config import load, network_environment, proxy_for
 from src.error_handler import Fatal
 from src.feed import warm_up
 from src.links import Route
 from src.ring_buffer import BACKFILLED, HEALED, TRADE
 from src.sockets import Shard
+from src.store import Series
+from tests.test_download import archive
 from tests.test_feed import T0, rules, scene
 from tests.test_sockets import DEADLINE_S, QUICK, Server, Sink, streams
 from tests.test_venue_user_stream import Stream as UserStreamEars
@@ -147,6 +153,39 @@ def test_the_setting_outranks_the_environment(monkeypatch: pytest.MonkeyPatch) -
     for name, value in network_environment(load({"PROXY": "http://p:1"}, None)).items():
         monkeypatch.setenv(name, value)
     assert proxy_for("wss://a.test/ws") == proxy_for("ws://a.test") == "http://p:1"
+
+
+# --- the archive ---------------------------------------------------------------------------------------------------------------------
+
+DAY = files_for(Series("klines", "BTCUSDT", "1m"), parse_utc("2025-01-02"), parse_utc("2025-01-03"))
+
+
+async def download(folder: Path, base_url: str, **environment: str) -> tuple[int | None, str]:
+    """Exit code and words of the command, for a day of candles from there."""
+    argv = ["download", "--symbols", "BTCUSDT", "--kind", "klines", "--from", "2025-01-02", "--to", "2025-01-03", "--into", str(folder)]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "src.main", *argv, "--base-url", base_url, env=os.environ | environment,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)  # fmt: skip
+    said, _ = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, said.decode()
+
+
+async def test_a_download_goes_through_the_proxy_of_the_setting(proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HTTP_PROXY")
+    async with archive() as one:
+        one.add(*DAY)
+        code, said = await download(tmp_path, through(one.url), PROXY=proxy.url)
+    assert code == 0 and "1 files fetched" in said
+    assert proxy.asked and all(line.startswith(f"GET http://{NAME}:") for line in proxy.asked)
+
+
+async def test_a_download_trusts_the_certificates_of_the_setting(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    async with archive(serving(certificate)) as one:
+        one.add(*DAY)
+        code, said = await download(tmp_path, one.url)
+        assert code == 1 and "CERTIFICATE_VERIFY_FAILED" in said
+        code, said = await download(tmp_path, one.url, CA_FILE=str(certificate[0]))
+        assert code == 0 and "1 files fetched" in said
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------------------------
