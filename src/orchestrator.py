@@ -18,7 +18,7 @@ from src.dashboard import application, serve
 from src.dispatch import Dispatcher, Priority
 from src.error_handler import AegisError, Fatal, failure, info, lifecycle, warn
 from src.journal import Reader
-from src.life import Life
+from src.life import Life, pss_bytes
 from src.maintenance import maintain
 from src.reconciliation import Mismatch, Report, compare, wallet_check
 from src.system_monitor import Limits, Pulse, heartbeat, judge, slot_of
@@ -111,7 +111,8 @@ class Orchestrator:
             mode=s.trading_mode, market_ms=now_ms, uptime_s=(now_ns - self._started_ns) / 1e9,
             slots=[slot_of(b) for b in self._journal.slots().values()], closed_24h=closed, latches=self._journal.latches(),
             max_positions=s.max_open_positions, leverage_cap=s.max_leverage_teacher if teacher else s.max_leverage_student, teacher=teacher,
-            evidence_note="REQUIRE_EVIDENCE=0: LIVE WITHOUT EVIDENCE" if live_without else "")  # fmt: skip
+            evidence_note="REQUIRE_EVIDENCE=0: LIVE WITHOUT EVIDENCE" if live_without else "",
+            memory_bytes=sum(pss_bytes(int(f["pid"])) for f in figures.values() if f["pid"]))  # fmt: skip
         self._life.block.add("heartbeats")
         lifecycle(heartbeat(figures, pulse, self.reasons(), now_ns))
 

@@ -76,7 +76,8 @@ def slot_of(body: Mapping[str, object]) -> Slot:
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What a heartbeat needs beside the counters. ``closed_24h``: net results of the trades closed in the last 24 hours."""
+    """What a heartbeat needs beside the counters. ``closed_24h``: net results of the trades closed in the last 24 hours. ``memory_bytes``: of
+    all processes, what they share counted once."""
 
     mode: str
     market_ms: int
@@ -88,19 +89,19 @@ class Pulse:
     leverage_cap: int
     teacher: bool
     evidence_note: str
+    memory_bytes: int
 
 
 def heartbeat(figures: Figures, pulse: Pulse, reasons: Sequence[str], now_ns: int) -> str:
     """One block that a person can read in ten seconds."""
     feed, brain = figures["feed"], figures["brain"]
     beats = ", ".join(f"{n} {(now_ns - figures[n]['heartbeat_ns']) / 1e9:.1f} s" for n in PROCESSES if figures[n]["heartbeat_ns"])
-    rss = sum(b["rss_bytes"] for b in figures.values()) / 1e6
     wins = sum(r > 0 for r in pulse.closed_24h)
     losses = feed["bad_frames"] + feed["bad_values"] + feed["late"] + feed["gaps"] + brain["seq_errors"] + brain["queue_full"]
     lines = [
         f"💓 Heartbeat · {pulse.mode} · market {iso(pulse.market_ms)[:19]} · up {_span(pulse.uptime_s)} · "
         + ("healthy" if not reasons else "NOT HEALTHY: " + "; ".join(reasons)),
-        f"   processes  beats {beats} ago · memory {rss:.0f} MB",
+        f"   processes  beats {beats} ago · memory {pulse.memory_bytes / 1e6:.0f} MB",
         f"   market     {feed['symbols']:.0f} symbols · {feed['trades']:,.0f} trades · {feed['quotes']:,.0f} quotes · "
         f"{brain['candles']:,.0f} candles{_audit(brain)} · lag {brain['lag_us_last'] / 1000:.1f} ms (worst {brain['lag_us_max'] / 1000:.1f})",
         f"   losses     {losses:.0f} (bad frames {feed['bad_frames']:.0f}, bad values {feed['bad_values']:.0f}, late {feed['late']:.0f}, "
@@ -121,8 +122,10 @@ def heartbeat(figures: Figures, pulse: Pulse, reasons: Sequence[str], now_ns: in
 
 
 def _audit(brain: Mapping[str, int | float]) -> str:
-    differing = sum(brain[f"audit_{cause}"] for cause in ("gapped", "late", "partial", "strange", "unexplained"))
-    return f" ({brain['audit_equal']:,.0f} equal the venue's, {differing:.0f} differ)" if brain["audit_equal"] or differing else ""
+    """How candles compare with the venue's; those that differ by cause."""
+    differing = [f"{n:.0f} {cause}" for cause in ("gapped", "late", "partial", "strange", "unexplained") if (n := brain[f"audit_{cause}"])]
+    words = f"differ: {', '.join(differing)}" if differing else "0 differ"
+    return f" ({brain['audit_equal']:,.0f} equal the venue's, {words})" if brain["audit_equal"] or differing else ""
 
 
 def _span(seconds: float) -> str:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from src.life import pss_bytes
 from tests.bench import Row, row
 from tests.daemon import daemon_env, descendants, running
 
@@ -26,12 +27,7 @@ IMPORTS = {
 
 
 def pss_mb(pid: int) -> float:
-    """0 where the process has just ended."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")) / 1024
+    return pss_bytes(pid) / (1 << 20)
 
 
 def _imports_mb() -> float:
