@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 
 from src.clock import Clock
 from src.exchange.command import main, options_of
-from src.exchange.options import Switches
+from src.exchange.faults import Kind
+from src.exchange.options import Limits, Switches
 from src.exchange.server import Ready
 from tests.test_exchange_wire import KEY, SECRET, Client
 
@@ -70,6 +72,7 @@ async def test_a_killed_exchange_comes_back_with_its_books(tmp_path: Path) -> No
         ["--speed", "61"], ["--speed", "x"], ["--account", "only"], ["--account", "k:s:-1"], ["--market", "binance"],
         ["--market", "replay"], ["--market", "frames"],
         ["--switch", "nonsense=1"], ["--switch", "retry_after=2"], ["--switch", "retry_after"], ["--limit", "connections=x"],
+        ["--switch", "timeout_status=7"], ["--account", "k:env=NOT_SET:1"],
         ["--rest-url", "http://x"], ["--market", "binance", "--rest-url", "http://x", "--market-url", "ws://x"],
         ["--market", "binance", "--rest-url", "http://x", "--market-url", "ws://x", "--public-url", "ws://x", "--speed", "2"],
         ["--port", "70000"], ["--latency-ms", "-5"], ["--nonsense"], ["--account", "a:b:1", "--account", "a:c:1"],
@@ -88,7 +91,23 @@ def test_options_come_from_the_command_line() -> None:
     assert (options.accounts[0].key, options.accounts[0].secret, str(options.accounts[0].balance)) == ("K", "S", "12.5")
 
 
+def test_a_secret_may_stay_out_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_OF_K", "not:told")
+    options = options_of(["--account", "K:env=SECRET_OF_K:12.5", "--account", "L:S:1", "--symbols", "BTCUSDT", "--symbols", "ethusdt,XRPUSDT"])
+    assert [(a.key, a.secret, str(a.balance)) for a in options.accounts] == [("K", "not:told", "12.5"), ("L", "S", "1")]
+    assert options.symbols == ("BTCUSDT", "ETHUSDT", "XRPUSDT")
+
+
+def test_help_names_every_option_switch_limit_and_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    told = capsys.readouterr().out
+    for name in (*(f.name for f in fields(Switches)), *(f.name for f in fields(Limits)), *Kind):
+        assert name in told
+    for line in told.split("options:")[1].split("switches,")[0].split("\n  -")[1:]:
+        assert len(line.split("  ", 1)[-1].split()) >= 2, f"no help: {line}"
+
+
 def test_switches_and_limits_are_set_by_name() -> None:
-    given = options_of(["--switch", "retry_after=0", "--switch", "order_limit_status=400", "--limit", "weight_per_minute=6000"])
-    assert given.switches == Switches(retry_after=False, order_limit_status=400)
+    given = options_of(["--switch", "retry_after=1", "--switch", "order_limit_status=400", "--limit", "weight_per_minute=6000"])
+    assert given.switches == Switches(retry_after=True, order_limit_status=400)
     assert (given.limits.weight_per_minute, given.limits.connections) == (6000, 2000)

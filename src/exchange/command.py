@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from textwrap import fill
 
 try:
     import uvloop
@@ -18,7 +20,7 @@ except ImportError:
 
 from src.clock import SPEED_MAX
 from src.error_handler import AegisError, failure, setup_logging
-from src.exchange.faults import Rule, parse_rule, read_rules
+from src.exchange.faults import Kind, Rule, parse_rule, read_rules
 from src.exchange.market import KINDS
 from src.exchange.opening import open_market
 from src.exchange.options import DEFAULT_ACCOUNT, Account, ExchangeOptions, Limits, Switches, VenueUrls
@@ -33,9 +35,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _account(text: str) -> Account:
-    """``KEY:SECRET:BALANCE``; the secret may hold colons."""
+    """``KEY:SECRET:BALANCE``; the secret may hold colons, and ``env=NAME`` keeps it out of the list of processes."""
     key, _, rest = text.partition(":")
     secret, _, balance = rest.rpartition(":")
+    if secret.startswith("env="):
+        name = secret.removeprefix("env=")
+        secret = os.environ.get(name, "")
+        if not secret:
+            raise argparse.ArgumentTypeError(f"{key}: the variable {name!r} is not set, or empty; it should hold the account's secret")
     try:
         amount = Decimal(balance)
     except InvalidOperation:
@@ -81,6 +88,8 @@ def _of(fields: Limits | Switches) -> Callable[[str], tuple[str, float]]:
             raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, with a name of {', '.join(kinds)}") from None
         if number < 0:
             raise argparse.ArgumentTypeError(f"{text!r} is negative")
+        if name.endswith("_status") and not 400 <= number <= 599:
+            raise argparse.ArgumentTypeError(f"{text!r} is no HTTP status of a refusal, 400 to 599")
         return name, number
 
     return parse
@@ -95,28 +104,52 @@ def _whole(least: int, most: int) -> type[int]:
     return parse  # type: ignore[return-value]
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip().upper() for name in text.split(",") if name.strip()]
+
+
+def _listed(fields: Limits | Switches) -> str:
+    return fill(", ".join(f"{name}={+value}" for name, value in asdict(fields).items()), 110, initial_indent="  ", subsequent_indent="  ")
+
+
+def _epilog() -> str:
+    """The names that --switch, --limit and --fault take."""
+    kinds = fill(", ".join(Kind), 110, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(["switches, with their defaults:", _listed(Switches()), "", "limits, with their defaults:", _listed(Limits()), "",
+                      "kinds of faults:", kinds, "", "docs/exchange.md says what each of them does."])  # fmt: skip
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="python -m src.main exchange", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_epilog(),
+                     description="A local Binance USDⓈ-M venue on 127.0.0.1. It prints one line of JSON with its URLs and runs until SIGTERM.")
+    parser.add_argument("--port", type=_whole(0, 65535), default=8900, metavar="PORT", help="0 takes a free one (default 8900)")
+    parser.add_argument("--market", choices=KINDS, default="synthetic", help="where prices come from (default synthetic)")
+    parser.add_argument("--seed", type=_whole(0, 2**63), default=1, metavar="SEED", help="of the synthetic market (default 1)")
+    parser.add_argument("--symbols", type=_names, action="extend", default=[], metavar="NAMES", help="BTCUSDT,ETHUSDT (default: the market's own choice)")
+    parser.add_argument("--account", type=_account, action="append", metavar="KEY:SECRET:BALANCE",
+                        help="once for each account, with its USDT (default: one of 10000); SECRET may be env=NAME, which reads it from that "
+                             "variable, and it may be ed25519= with a public key in PEM")  # fmt: skip
+    parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help=f"market seconds in a second, at most {SPEED_MAX:g} (default 1)")
+    parser.add_argument("--latency-ms", type=_whole(0, 60_000), default=20, metavar="MS", help="market time until an order reaches the book (default 20)")
+    parser.add_argument("--books", metavar="FOLDER", help="where to keep the books and find them again (default: nothing is kept)")
+    parser.add_argument("--path", help="the recording, for --market replay and frames")
+    parser.add_argument("--start", default="", metavar="TIME", help="where live trading begins in the recording, such as 2025-05-05T14:30 (UTC)")
+    parser.add_argument("--rest-url", default="", metavar="URL", help="the venue's public REST, for --market binance")
+    parser.add_argument("--market-url", default="", metavar="URL", help="its /market streams, such as wss://fstream.binance.com/market")
+    parser.add_argument("--public-url", default="", metavar="URL", help="its /public streams, such as wss://fstream.binance.com/public")
+    parser.add_argument("--control", action="store_true", help="open /control, for tests (default: closed)")
+    parser.add_argument("--fault", type=_fault, action="append", default=[], metavar="KIND,NAME=VALUE,…", help="something that goes wrong; once for each")
+    parser.add_argument("--faults", type=_fault_file, default=(), metavar="FILE", help="a JSON file with a list of faults")
+    parser.add_argument("--chaos", type=_whole(0, 2**63), metavar="SEED", help="something drawn from the seed goes wrong about every 20 seconds")
+    parser.add_argument("--limit", type=_of(Limits()), action="append", default=[], metavar="NAME=VALUE", help="such as connection_life_s=60; once for each")
+    parser.add_argument("--switch", type=_of(Switches()), action="append", default=[], metavar="NAME=VALUE",
+                        help="an open question of the protocol, 0 or 1, or a status; once for each")  # fmt: skip
+    return parser
+
+
 def options_of(argv: list[str]) -> ExchangeOptions:
     """Options from the command line; a wrong one ends the process with code 2."""
-    parser = _Parser(prog="exchange", description="A local Binance USDⓈ-M venue on loopback.")
-    parser.add_argument("--port", type=_whole(0, 65535), default=8900, help="0 takes a free one (default 8900)")
-    parser.add_argument("--market", choices=KINDS, default="synthetic")
-    parser.add_argument("--seed", type=_whole(0, 2**63), default=1)
-    parser.add_argument("--symbols", default="", help="BTCUSDT,ETHUSDT; the market's own choice when left out")
-    parser.add_argument("--account", type=_account, action="append", help="KEY:SECRET:BALANCE, once for each account; SECRET may be ed25519=PEM")
-    parser.add_argument("--speed", type=_speed, default=1.0)
-    parser.add_argument("--latency-ms", type=_whole(0, 60_000), default=20)
-    parser.add_argument("--books", help="directory in which to keep the books and find them again")
-    parser.add_argument("--path", help="the recording, for --market replay and frames")
-    parser.add_argument("--start", default="", help="where live trading begins in the recording, such as 2025-05-05T14:30 (UTC)")
-    parser.add_argument("--rest-url", default="", help="the venue's public REST, for --market binance")
-    parser.add_argument("--market-url", default="", help="its /market streams, such as wss://fstream.binance.com/market")
-    parser.add_argument("--public-url", default="", help="its /public streams")
-    parser.add_argument("--control", action="store_true", help="open /control for tests")
-    parser.add_argument("--fault", type=_fault, action="append", default=[], help="KIND,name=value,… as docs/exchange.md lists them")
-    parser.add_argument("--faults", type=_fault_file, default=(), help="a JSON file with a list of faults")
-    parser.add_argument("--chaos", type=_whole(0, 2**63), help="a seed: something goes wrong about every 20 seconds")
-    parser.add_argument("--limit", type=_of(Limits()), action="append", default=[], help="NAME=VALUE, such as connection_life_s=60")
-    parser.add_argument("--switch", type=_of(Switches()), action="append", default=[], help="NAME=0 or 1, an open question of the protocol")
+    parser = _parser()
     given = parser.parse_args(argv)
     if given.market in ("replay", "frames") and not given.path:
         parser.error(f"--market {given.market} needs --path")
@@ -125,7 +158,7 @@ def options_of(argv: list[str]) -> ExchangeOptions:
     if len({a.key for a in accounts}) != len(accounts):
         parser.error("two accounts have the same key")
     return ExchangeOptions(
-        port=given.port, market=given.market, symbols=tuple(s for s in given.symbols.upper().split(",") if s), seed=given.seed,
+        port=given.port, market=given.market, symbols=tuple(given.symbols), seed=given.seed,
         path=given.path, start=given.start, venue=venue,
         speed=given.speed, latency_ms=given.latency_ms, accounts=accounts,
         books_dir=given.books, control=given.control, faults=(*given.faults, *given.fault), chaos=given.chaos,
