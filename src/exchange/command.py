@@ -125,12 +125,12 @@ def _parser() -> _Parser:
     parser.add_argument("--port", type=_whole(0, 65535), default=8900, metavar="PORT", help="0 takes a free one (default 8900)")
     parser.add_argument("--market", choices=KINDS, default="synthetic", help="where prices come from (default synthetic)")
     parser.add_argument("--seed", type=_whole(0, 2**63), default=1, metavar="SEED", help="of the synthetic market (default 1)")
-    parser.add_argument("--symbols", type=_names, action="extend", default=[], metavar="NAMES", help="BTCUSDT,ETHUSDT (default: the market's own choice)")
+    parser.add_argument("--symbols", type=_names, action="extend", default=[], metavar="NAMES", help="BTCUSDT,ETHUSDT (default: the market's own)")
     parser.add_argument("--account", type=_account, action="append", metavar="KEY:SECRET:BALANCE",
                         help="once for each account, with its USDT (default: one of 10000); SECRET may be env=NAME, which reads it from that "
                              "variable, and it may be ed25519= with a public key in PEM")  # fmt: skip
     parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help=f"market seconds in a second, at most {SPEED_MAX:g} (default 1)")
-    parser.add_argument("--latency-ms", type=_whole(0, 60_000), default=20, metavar="MS", help="market time until an order reaches the book (default 20)")
+    parser.add_argument("--latency-ms", type=_whole(0, 60_000), default=20, metavar="MS", help="market time of an order to the book (default 20)")
     parser.add_argument("--books", metavar="FOLDER", help="where to keep the books and find them again (default: nothing is kept)")
     parser.add_argument("--path", help="the recording, for --market replay and frames")
     parser.add_argument("--start", default="", metavar="TIME", help="where live trading begins in the recording, such as 2025-05-05T14:30 (UTC)")
@@ -138,10 +138,10 @@ def _parser() -> _Parser:
     parser.add_argument("--market-url", default="", metavar="URL", help="its /market streams, such as wss://fstream.binance.com/market")
     parser.add_argument("--public-url", default="", metavar="URL", help="its /public streams, such as wss://fstream.binance.com/public")
     parser.add_argument("--control", action="store_true", help="open /control, for tests (default: closed)")
-    parser.add_argument("--fault", type=_fault, action="append", default=[], metavar="KIND,NAME=VALUE,…", help="something that goes wrong; once for each")
+    parser.add_argument("--fault", type=_fault, action="append", default=[], metavar="KIND,NAME=VALUE,…", help="what goes wrong; once for each")
     parser.add_argument("--faults", type=_fault_file, default=(), metavar="FILE", help="a JSON file with a list of faults")
     parser.add_argument("--chaos", type=_whole(0, 2**63), metavar="SEED", help="something drawn from the seed goes wrong about every 20 seconds")
-    parser.add_argument("--limit", type=_of(Limits()), action="append", default=[], metavar="NAME=VALUE", help="such as connection_life_s=60; once for each")
+    parser.add_argument("--limit", type=_of(Limits()), action="append", default=[], metavar="NAME=VALUE", help="such as ping_every_s=5; once for each")
     parser.add_argument("--switch", type=_of(Switches()), action="append", default=[], metavar="NAME=VALUE",
                         help="an open question of the protocol, 0 or 1, or a status; once for each")  # fmt: skip
     return parser
