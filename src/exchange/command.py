@@ -141,7 +141,7 @@ def _parser() -> _Parser:
     parser.add_argument("--fault", type=_fault, action="append", default=[], metavar="KIND,NAME=VALUE,…", help="what goes wrong; once for each")
     parser.add_argument("--faults", type=_fault_file, default=(), metavar="FILE", help="a JSON file with a list of faults")
     parser.add_argument("--chaos", type=_whole(0, 2**63), metavar="SEED", help="something drawn from the seed goes wrong about every 20 seconds")
-    parser.add_argument("--limit", type=_of(Limits()), action="append", default=[], metavar="NAME=VALUE", help="such as ping_every_s=5; once for each")
+    parser.add_argument("--limit", type=_of(Limits()), action="append", default=[], metavar="NAME=VALUE", help="such as connections=5; once for each")
     parser.add_argument("--switch", type=_of(Switches()), action="append", default=[], metavar="NAME=VALUE",
                         help="an open question of the protocol, 0 or 1, or a status; once for each")  # fmt: skip
     return parser
