@@ -32,6 +32,8 @@ INTERVALS_MS = {
     "1s": 1_000, "5s": 5_000, "15s": 15_000, "30s": 30_000, "1m": 60_000, "3m": 180_000, "5m": 300_000, "15m": 900_000, "30m": 1_800_000,
     "1h": 3_600_000, "2h": 7_200_000, "4h": 14_400_000, "6h": 21_600_000, "8h": 28_800_000, "12h": 43_200_000, "1d": 86_400_000,
 }  # fmt: skip
+EDGE_MAX = 0.2
+"""The most that SIM_EDGE plants."""
 SIM_KEY = "playmoney" * 7 + "x"
 SIM_SECRET = "onloopback" * 6 + "only"
 """The local exchange's account unless another is named: 64 characters each, as the venue's are. They open nothing but play money."""
@@ -119,6 +121,8 @@ class Settings:
     sim_data: str = _setting("", "path", "replay: a Parquet file or folder of trades or candles", empty=True)
     sim_start: str = _setting("", "UTC", "replay: where live trading begins, such as 2025-05-05T14:30; what lies before is history", empty=True)
     sim_seed: int = _setting(1, "number", "the synthetic market's seed", low=0, high=2**63 - 1)
+    sim_edge: float = _setting(0.0, "standard deviations", "drift of a minute along a hidden direction, planted into the synthetic market", low=0,
+                               high=EDGE_MAX)  # fmt: skip
     sim_speed: float = _setting(_by_mode(1.0, sim=60.0), "market s per s", "how fast the local market runs", above=0, high=SPEED_MAX)
     sim_latency_ms: int = _setting(20, "ms, market time", "an order reaches the local book this much later", low=0, high=10000)
     sim_balance: Decimal = _setting(Decimal(10000), "USDT", "the local account's first deposit", above=0, high=10**12)
@@ -325,6 +329,8 @@ def _contradictions(s: Settings) -> list[str]:
                   (("EXCHANGE_URL", s.exchange_url), ("SIM_DATA", s.sim_data)) if value]
     if s.trading_mode != "sim" and s.sim_speed != 1:
         wrong.append(f"SIM_SPEED={s.sim_speed:g}: real markets run at 1; unset it, or set TRADING_MODE=sim")
+    if s.sim_edge and (s.trading_mode, s.sim_market) != ("sim", "synthetic"):
+        wrong.append(f"SIM_EDGE={s.sim_edge:g}: only the synthetic market of TRADING_MODE=sim can have one; unset it")
     if s.trading_mode == "live":
         wrong += _live_rules(s)
     if s.trading_mode == "paper":

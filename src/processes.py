@@ -84,7 +84,7 @@ async def _exchange(life: Life) -> None:
     else:
         venue, market, symbols = None, s.sim_market, s.symbols or _offered(s)
     options = ExchangeOptions(
-        market=market, symbols=symbols, seed=s.sim_seed, path=s.sim_data or None, start=s.sim_start, venue=venue,
+        market=market, symbols=symbols, seed=s.sim_seed, edge=s.sim_edge, path=s.sim_data or None, start=s.sim_start, venue=venue,
         speed=s.sim_speed, latency_ms=s.sim_latency_ms,
         accounts=(Account(SIM_KEY, SIM_SECRET, s.sim_balance),), books_dir=str(Path(s.state_dir) / "exchange"))  # fmt: skip
 

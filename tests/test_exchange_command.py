@@ -76,6 +76,7 @@ async def test_a_killed_exchange_comes_back_with_its_books(tmp_path: Path) -> No
         ["--rest-url", "http://x"], ["--market", "binance", "--rest-url", "http://x", "--market-url", "ws://x"],
         ["--market", "binance", "--rest-url", "http://x", "--market-url", "ws://x", "--public-url", "ws://x", "--speed", "2"],
         ["--port", "70000"], ["--latency-ms", "-5"], ["--nonsense"], ["--account", "a:b:1", "--account", "a:c:1"],
+        ["--edge", "0.3"], ["--edge", "nan"], ["--edge", "0.1", "--market", "binance"],
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_one_line_and_exit_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:

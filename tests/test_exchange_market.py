@@ -401,6 +401,31 @@ def test_no_edge_is_planted(history: dict[str, np.ndarray]) -> None:
             assert abs(np.mean(values)) < 5 / np.sqrt(len(move)), (name, minutes)
 
 
+def follows(market: PathMarket, minutes: int) -> float:
+    """How far a move goes on in the next span, in mean moves; around 0 where the past tells nothing."""
+    day, told = NOW // DAY_MS * DAY_MS, []
+    for i in range(len(market.symbols)):
+        bars = market._source._bars.bars(i, day - 60 * DAY_MS, day)
+        move = np.diff(np.log(bars["close"].reshape(-1, minutes)[:, -1].astype(float)))
+        move = np.clip(move / np.abs(move).mean(), -4, 4)
+        told.append(float(np.mean(np.sign(move[:-1]) * move[1:])))
+    return float(np.mean(told))
+
+
+def test_an_edge_that_is_asked_for_can_be_seen_and_changes_nothing_else() -> None:
+    names = ("BTCUSDT", "SOLUSDT", "SUIUSDT", "ADAUSDT")
+    plain, planted = synthetic(names), open_synthetic(symbols=names, seed=7, now_ms=NOW, resume=None, edge=0.1)
+    assert follows(planted, 60) > follows(plain, 60) + 0.1
+    day = NOW // DAY_MS * DAY_MS - 10 * DAY_MS
+    for i in range(len(names)):
+        ours, theirs = (m.klines(i, DAY_MS, day, day + 5 * DAY_MS, NOW) for m in (plain, planted))
+        assert np.array_equal(ours["open"], theirs["open"]), "days begin where they did"
+    with pytest.raises(Fatal, match="edge"):
+        open_synthetic(symbols=names, seed=7, now_ms=NOW, resume=planted.resume_state())
+    older = {name: value for name, value in plain.resume_state().items() if name != "edge"}
+    assert synthetic(names, resume=older).open_ms == NOW
+
+
 def test_an_invented_symbol_trades_like_the_rest() -> None:
     market = synthetic(("S038USDT", "S600USDT"))
     for index in (0, 1):

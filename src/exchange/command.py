@@ -19,6 +19,7 @@ except ImportError:
     uvloop = None  # type: ignore[assignment]
 
 from src.clock import SPEED_MAX
+from src.config import EDGE_MAX
 from src.error_handler import AegisError, failure, setup_logging
 from src.exchange.faults import Kind, Rule, parse_rule, read_rules
 from src.exchange.market import KINDS
@@ -60,6 +61,16 @@ def _speed(text: str) -> float:
     if not 0 < speed <= SPEED_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is not a speed above 0 and at most {SPEED_MAX:g}")
     return speed
+
+
+def _edge(text: str) -> float:
+    try:
+        edge = float(text)
+    except ValueError:
+        edge = -1.0
+    if not 0 <= edge <= EDGE_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an edge from 0 to {EDGE_MAX:g}")
+    return edge
 
 
 def _fault(text: str) -> Rule:
@@ -125,6 +136,9 @@ def _parser() -> _Parser:
     parser.add_argument("--port", type=_whole(0, 65535), default=8900, metavar="PORT", help="0 takes a free one (default 8900)")
     parser.add_argument("--market", choices=KINDS, default="synthetic", help="where prices come from (default synthetic)")
     parser.add_argument("--seed", type=_whole(0, 2**63), default=1, metavar="SEED", help="of the synthetic market (default 1)")
+    parser.add_argument("--edge", type=_edge, default=0.0, metavar="X",
+                        help=f"planted into the synthetic market: drift of a minute along a hidden direction, in its standard deviations, at most "
+                             f"{EDGE_MAX:g} (default 0: none)")  # fmt: skip
     parser.add_argument("--symbols", type=_names, action="extend", default=[], metavar="NAMES", help="BTCUSDT,ETHUSDT (default: the market's own)")
     parser.add_argument("--account", type=_account, action="append", metavar="KEY:SECRET:BALANCE",
                         help="once for each account, with its USDT (default: one of 10000); SECRET may be env=NAME, which reads it from that "
@@ -153,12 +167,14 @@ def options_of(argv: list[str]) -> ExchangeOptions:
     given = parser.parse_args(argv)
     if given.market in ("replay", "frames") and not given.path:
         parser.error(f"--market {given.market} needs --path")
+    if given.edge and given.market != "synthetic":
+        parser.error("--edge goes with --market synthetic")
     venue = _venue(parser, given)
     accounts = tuple(given.account or (DEFAULT_ACCOUNT,))
     if len({a.key for a in accounts}) != len(accounts):
         parser.error("two accounts have the same key")
     return ExchangeOptions(
-        port=given.port, market=given.market, symbols=tuple(given.symbols), seed=given.seed,
+        port=given.port, market=given.market, symbols=tuple(given.symbols), seed=given.seed, edge=given.edge,
         path=given.path, start=given.start, venue=venue,
         speed=given.speed, latency_ms=given.latency_ms, accounts=accounts,
         books_dir=given.books, control=given.control, faults=(*given.faults, *given.fault), chaos=given.chaos,

@@ -100,21 +100,22 @@ class Played(Market, Protocol):
 
 class Open(Protocol):
     """Opens a market at market time ``now_ms``; a recording's live trading begins at ``start``, its own UTC time, where that is given.
+    ``edge``: planted into the made-up market, see ``synthetic``.
 
     No ``symbols``: the default twenty, or all of the recording. Fatal: an unknown kind or symbol, a recording that cannot be used, or a
     resume state that belongs to another market.
     """
 
     def __call__(self, kind: str, *, symbols: tuple[str, ...], seed: int, path: str | None, now_ms: int, resume: dict[str, Any] | None,
-                 start: str = "") -> Market: ...  # fmt: skip
+                 start: str = "", edge: float = 0.0) -> Market: ...  # fmt: skip
 
 
 def open_made_up(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | None, now_ms: int, resume: dict[str, Any] | None,
-                 start: str = "") -> Market:  # fmt: skip
+                 start: str = "", edge: float = 0.0) -> Market:  # fmt: skip
     """An ``Open`` that knows the made-up market alone, and so loads nothing that reads recordings."""
     if kind != "synthetic":
         raise Fatal(f"SIM_MARKET is {kind!r}, and must be one of {', '.join(MADE)}", setting="SIM_MARKET", value=kind)
-    market = open_synthetic(symbols=symbols, seed=seed, now_ms=now_ms, resume=resume)
+    market = open_synthetic(symbols=symbols, seed=seed, now_ms=now_ms, resume=resume, edge=edge)
     warm_up(market)
     return market
 

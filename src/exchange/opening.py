@@ -10,7 +10,7 @@ from src.exchange.replay import open_replay
 
 
 def open_market(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | None, now_ms: int, resume: dict[str, Any] | None,
-                start: str = "") -> Market:  # fmt: skip
+                start: str = "", edge: float = 0.0) -> Market:  # fmt: skip
     """See ``market.Open``."""
     market: Market
     if kind == "replay":
@@ -18,6 +18,6 @@ def open_market(kind: str, *, symbols: tuple[str, ...], seed: int, path: str | N
     elif kind == "frames":
         market = open_frames(path=path, symbols=symbols, resume=resume, start=start)
     else:
-        return open_made_up(kind, symbols=symbols, seed=seed, path=path, now_ms=now_ms, resume=resume)
+        return open_made_up(kind, symbols=symbols, seed=seed, path=path, now_ms=now_ms, resume=resume, edge=edge)
     warm_up(market)
     return market

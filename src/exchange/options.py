@@ -79,8 +79,8 @@ class VenueUrls:
 class ExchangeOptions:
     """Everything ``serve`` needs. ``port`` 0 takes a free one. ``symbols`` empty leaves the choice to the market source.
 
-    ``start``: where live trading begins in a recording, in its own UTC time. ``venue``: for market ``binance``, whose speed is 1.
-    ``faults``: what goes wrong from the start on; ``chaos`` seeds a sequence of more.
+    ``edge``: planted into the synthetic market. ``start``: where live trading begins in a recording, in its own UTC time. ``venue``: for
+    market ``binance``, whose speed is 1. ``faults``: what goes wrong from the start on; ``chaos`` seeds a sequence of more.
     """
 
     host: str = "127.0.0.1"
@@ -88,6 +88,7 @@ class ExchangeOptions:
     market: str = "synthetic"
     symbols: tuple[str, ...] = ()
     seed: int = 1
+    edge: float = 0.0
     path: str | None = None
     start: str = ""
     venue: VenueUrls | None = None

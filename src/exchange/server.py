@@ -73,7 +73,7 @@ def build(options: ExchangeOptions, source: Market | None, books: Books | None, 
         now = max(now, resumed_ms)
     if source is None:
         source = open_market(options.market, symbols=options.symbols, seed=options.seed, path=options.path, now_ms=now, start=options.start,
-                             resume=kept.market if kept is not None else None)  # fmt: skip
+                             edge=options.edge, resume=kept.market if kept is not None else None)  # fmt: skip
     if options.market in ("replay", "frames"):
         now = source.open_ms if kept is None else max(source.open_ms, resumed_ms)
     else:

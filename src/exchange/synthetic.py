@@ -1,9 +1,11 @@
-"""A made-up market: seeded, endless, without an edge.
+"""A made-up market: seeded, endless, without an edge unless one is asked for.
 
 The log price of a symbol is beta times a market path plus a path of its own. Each path is a martingale (but for a pull towards its start
 of 0.1 % of the distance a day, so that years do not carry a price off its ticks): first its variance is laid out in time (calm, normal
 and storm hours by a Markov chain, the hours of the day, flickering minutes, rare jumps), then a normal walk of that variance is drawn.
 Variance knows nothing of direction, so nothing that can be seen tells the sign of the next move; its flicker and jumps make fat tails.
+An ``edge`` asked for is a hidden direction of each path, four hours long on average, along which every minute drifts by so many of its standard
+deviations within the day: past moves then tell of the next ones.
 
 Any day can be made alone. Where each day starts is settled first: a row of chance per symbol and day (``_Calendar``), from the origin on.
 Within the day the walk is pinned to both ends, which leaves its law as it was. Candles are made a day and a symbol at a time, when asked
@@ -50,6 +52,8 @@ HOUR_VARIANCE = np.array([
 """By the hour of the day (UTC)."""
 _JUMP_CHANCE = 1 / 4_000
 _JUMP_VARIANCE = 60.0
+_TURN_CHANCE = 1 / 240
+"""With an edge: in a minute its direction turns."""
 _FIRST_AGG_ID, _FIRST_RAW_ID = 1_000_000, 2_500_000
 _MARKET = "*MARKET*"
 
@@ -168,15 +172,22 @@ class _Walk:
     variance: Floats
 
 
-def _walk(chance: Generator, hours: Floats, total: float, flicker: float, goal: float) -> _Walk:
-    """A walk of ``total`` variance from 0 to ``goal``, its variance laid out over the minutes."""
+def _walk(chance: Generator, hours: Floats, total: float, flicker: float, goal: float, *, drift: Floats | float) -> _Walk:
+    """A walk of ``total`` variance from 0 to ``goal``, its variance laid out over the minutes. ``drift``: of a minute, in its standard
+    deviations."""
     slow = np.repeat(chance.standard_normal(96), 15)
     shape = np.repeat(hours, 60) * np.exp(2.0 * flicker * (0.5 * slow + 0.866 * chance.standard_normal(MINUTES)))
     shape[chance.random(MINUTES) < _JUMP_CHANCE] *= _JUMP_VARIANCE
     elapsed = np.cumsum(shape)
     variance = shape * (total / elapsed[-1])
-    free = np.cumsum(np.sqrt(variance) * chance.standard_normal(MINUTES))
+    free = np.cumsum(np.sqrt(variance) * (chance.standard_normal(MINUTES) + drift))
     return _Walk(free + elapsed * ((goal - free[-1]) / elapsed[-1]), variance)
+
+
+def _drift(chance: Generator, edge: float) -> Floats:
+    """Along a direction that nobody is told, and that turns now and then."""
+    turns = np.cumsum(chance.random(MINUTES) < _TURN_CHANCE) + chance.integers(2)
+    return np.where(turns % 2, edge, -edge)
 
 
 class SyntheticBars:
@@ -184,8 +195,9 @@ class SyntheticBars:
 
     bar_ms = BAR_MS
 
-    def __init__(self, seed: int, symbols: tuple[SymbolSpec, ...], origin_day: int) -> None:
+    def __init__(self, seed: int, symbols: tuple[SymbolSpec, ...], origin_day: int, edge: float) -> None:
         self._seed = seed
+        self._edge = edge
         self._symbols = symbols
         self._origin = origin_day
         self.profiles = [profile(s) for s in symbols]
@@ -253,7 +265,8 @@ class SyntheticBars:
         row, calendar = day - self._origin, self._calendar
         goal = float(calendar.start[row + 1, column] - calendar.start[row, column])
         total = float(calendar.variance[row, column])
-        return _walk(_chance(self._seed, name, f"day {day}"), calendar.hours[row, :, column], total, flicker, goal)
+        drift = _drift(_chance(self._seed, name, f"edge {day}"), self._edge) if self._edge else 0.0
+        return _walk(_chance(self._seed, name, f"day {day}"), calendar.hours[row, :, column], total, flicker, goal, drift=drift)
 
     def _market_walk(self, day: int) -> _Walk:
         walk = self._market.get(day)
@@ -324,16 +337,16 @@ def _draw_ranges(bars: Bars, chance: Generator, level: Floats, variance: Floats)
         bars[name] = values
 
 
-def open_synthetic(*, symbols: tuple[str, ...], seed: int, now_ms: int, resume: dict[str, Any] | None) -> PathMarket:
-    """The made-up market whose live trading opens at ``now_ms``, or, resumed, opened when it first did."""
+def open_synthetic(*, symbols: tuple[str, ...], seed: int, now_ms: int, resume: dict[str, Any] | None, edge: float = 0.0) -> PathMarket:
+    """The made-up market whose live trading opens at ``now_ms``, or, resumed, opened when it first did. ``edge``: 0 to ``config.EDGE_MAX``."""
     names = symbols or DEFAULT_UNIVERSE
-    identity = {"kind": "synthetic", "path_version": PATH_VERSION, "seed": seed, "symbols": list(names)}
+    identity = {"kind": "synthetic", "path_version": PATH_VERSION, "seed": seed, "symbols": list(names), "edge": edge}
     if resume is not None:
-        check_resume(resume, identity)
+        check_resume({"edge": 0.0} | resume, identity)
     open_ms = now_ms if resume is None else int(resume["open_ms"])
     origin = open_ms // DAY_MS - HISTORY_DAYS if resume is None else int(resume["origin_day"])
     specs = tuple(spec(name) for name in names)
-    bars = SyntheticBars(seed, specs, origin)
+    bars = SyntheticBars(seed, specs, origin, edge)
     grains = [_grain(seed, s, p) for s, p in zip(specs, bars.profiles, strict=True)]
     state = {**identity, "origin_day": origin, "open_ms": open_ms}
     return PathMarket(ExpandedSource(bars, grains), specs, Opening(origin * DAY_MS, open_ms, None), state)
