@@ -35,7 +35,7 @@ class Switches:
     order_test_body: bool = False  # order/test answers {} rather than an order
     bracket_as_array: bool = True  # leverageBracket?symbol= answers an array
     triggered_before_new: bool = False  # the spawned order's event comes before ALGO_UPDATE TRIGGERED
-    unrouted_delivers_all: bool = False  # sockets without a route deliver public streams alone; the demo venue delivers all
+    unrouted_delivers_all: bool = False  # sockets without a route deliver public streams alone; the demo venue delivers all, user events too
     mixed_routes_deliver: bool = False  # a stream of another route is acknowledged and silent
     stp_default_everywhere: bool = True  # EXPIRE_MAKER unless said otherwise; else NONE for batches, the WS API and conditional orders
     decoded_signature_accepted: bool = False  # only over the bytes as they came, not over what they decode to
