@@ -142,6 +142,15 @@ async def test_a_diff_book_can_be_kept_from_its_frames(client: Client) -> None:
     assert second["pu"] == first["u"] and first["U"] <= first["u"]
 
 
+async def test_both_lists_of_tickers_tell_who_has_traded(client: Client) -> None:
+    socket = await client.socket(client.ready.market + "/stream?streams=!miniTicker@arr/!ticker@arr")
+    heard = [await socket.next() for _ in range(8)]
+    for name, kind in (("!miniTicker@arr", "24hrMiniTicker"), ("!ticker@arr", "24hrTicker")):
+        mine = [m["data"] for m in heard if m["stream"] == name]
+        assert len(mine) > 2 and all([row["s"] for row in rows] == ["BTCUSDT", "ETHUSDT"] for rows in mine)
+        assert {row["e"] for rows in mine for row in rows} == {kind}
+
+
 async def test_ids_of_books_leap_and_only_pu_joins_frames(client: Client) -> None:
     """The rule of spot, U one above the last u, finds a hole in every frame here, as on the venue."""
     depth = await client.socket(client.ready.public + "/ws/btcusdt@depth@100ms")

@@ -89,6 +89,6 @@ class DepthFeeds:
     def _publish(self, paced: Paced, now: int, time_ms: int, update: int, sides: list[list[list[str]]]) -> None:
         before, paced.update = paced.update, update
         name = self._state.specs[paced.symbol].symbol
-        body = {"e": "depthUpdate", "E": now, "T": time_ms, "s": name, "ps": name, "U": min(update, before + LEAP), "u": update, "pu": before, "b": sides[0],
-                "a": sides[1], "st": 1}  # fmt: skip
+        body = {"e": "depthUpdate", "E": now, "T": time_ms, "s": name, "ps": name, "U": min(update, before + LEAP), "u": update, "pu": before,
+                "b": sides[0], "a": sides[1], "st": 1}  # fmt: skip
         paced.channel.publish(msgspec.json.encode(body))

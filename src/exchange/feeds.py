@@ -70,7 +70,6 @@ class Feeds:
         self._depth = DepthFeeds(venue)
         self._rare = RareFeeds(venue)
         self._tops: dict[int, tuple[tuple[int, ...], int]] = {}
-        self._touched: set[int] = set()
         self._played_ms = self._state.now_ms
         self._stood = self._state.stood
         self._standings = list(self._state.standings)
@@ -196,7 +195,6 @@ class Feeds:
 
     def _trades(self, trades: NDArray[np.void]) -> None:
         muted = self._streams.muted
-        self._touched.update(np.unique(trades["symbol"]).tolist())
         traded = trades if trades["qty"].all() else trades[trades["qty"] > 0]
         if MARKET not in muted:
             for symbol, columns in _split(traded, self._agg, _AGG):
@@ -294,9 +292,11 @@ class Feeds:
             paced.channel.publish(msgspec.json.encode(row))
 
     def _all_tickers(self, paced: Paced, now: int) -> None:
-        full = paced.channel.name == "!ticker@arr"
-        rows = [r for i in sorted(self._touched) if (r := self._ticker(i, now, full)) is not None]
-        self._touched.clear()
+        """Of the symbols that have traded since the last frame."""
+        full, trades = paced.channel.name == "!ticker@arr", self._state.quotes.agg_id
+        fresh = trades > 0 if paced.memory is None else trades != paced.memory
+        paced.memory = trades.copy()
+        rows = [r for i in np.flatnonzero(fresh).tolist() if (r := self._ticker(i, now, full)) is not None]
         if rows:
             paced.channel.publish(msgspec.json.encode(rows))
 
