@@ -223,6 +223,20 @@ async def test_too_much_weight_is_answered_429_then_418() -> None:
         assert 0 < until - client.clock.market_ms() <= 120_000
 
 
+async def test_requests_without_weight_are_counted_in_pools_of_their_own() -> None:
+    async with exchange(options(limits=Limits(funding_requests_per_5min=3, statistics_requests_per_5min=2))) as client:
+        funding = [(await client.raw("GET", "/fapi/v1/" + path))[0] for path in ("fundingRate", "fundingInfo", "fundingRate?symbol=BTCUSDT")]
+        assert funding == [200, 200, 200] and "x-mbx-used-weight-1m" not in client.headers
+        status, body = await client.raw("GET", "/fapi/v1/fundingInfo")
+        assert (status, body["code"]) == (429, -1003) and "3 requests per 5 minutes" in body["msg"]
+        statistics = ["/futures/data/basis?pair=BTCUSDT&contractType=PERPETUAL&period=5m", "/futures/data/openInterestHist?symbol=BTCUSDT&period=5m"]
+        assert [(await client.raw("GET", path))[0] for path in (*statistics, statistics[0])] == [200, 200, 429]
+        assert (await client.raw("GET", "/fapi/v1/ping"))[0] == 200, "what has weight is another matter"
+        for _ in range(STRIKES_TO_BAN):
+            status, body = await client.raw("GET", "/fapi/v1/fundingInfo")
+        assert (status, body["code"]) == (418, -1003)
+
+
 async def test_too_many_orders_are_answered_429() -> None:
     async with exchange(options(limits=Limits(weight_per_minute=10_000, orders_per_10s=3))) as client:
         codes = [(await client.signed("POST", "v1/order", **MARKET)) for _ in range(5)]

@@ -6,7 +6,7 @@ TEXTS: dict[int, str] = {
     -1000: "An unknown error occurred while processing the request.",
     -1001: "Internal error; unable to process your request. Please try again.",
     -1002: "You are not authorized to execute this request.",
-    -1003: "Too many requests; current limit is {0} requests per minute. Please use the websocket for live updates to avoid polling the API.",
+    -1003: "Too many requests; current limit is {0} requests per {1}. Please use the websocket for live updates to avoid polling the API.",
     -1006: "An unexpected response was received from the message bus. Execution status unknown.",
     -1007: "Timeout waiting for response from backend server. Send status unknown; execution status unknown.",
     -1008: "Request throttled by system-level protection. Reduce-only/close-position orders are exempt. Please try again.",

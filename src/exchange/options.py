@@ -52,6 +52,8 @@ class Limits:
     """The venue's limits. Spans are wall time: a network is protected in real seconds at any speed of the market."""
 
     weight_per_minute: int = 2400
+    funding_requests_per_5min: int = 500  # fundingRate and fundingInfo, which have no weight
+    statistics_requests_per_5min: int = 1000  # /futures/data, the same
     orders_per_10s: int = 300
     orders_per_minute: int = 1200
     open_orders_per_symbol: int = 200
