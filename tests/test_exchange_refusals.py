@@ -170,6 +170,13 @@ async def test_a_body_is_signed_behind_the_query_and_the_query_wins(client: Clie
     assert (status, answer["symbol"], answer["leverage"]) == (200, "BTCUSDT", 7)
 
 
+async def test_a_get_is_its_query_alone(client: Client) -> None:
+    body = f"timestamp={client.clock.market_ms()}"
+    headers = {"X-MBX-APIKEY": KEY, "Content-Type": "application/x-www-form-urlencoded"}
+    status, answer = await client.raw("GET", "/fapi/v3/balance", data=f"{body}&signature={client.sign(body)}", headers=headers)
+    assert (status, answer["code"]) == (400, -1102)
+
+
 def test_the_documented_signature_is_ours() -> None:
     secret = "2b5eb11e18796d12d88f13dc27dbbd02c2cc51ff7059765ed9821957d82bb4d9"
     query = "symbol=BTCUSDT&side=BUY&type=LIMIT&quantity=1&price=9000&timeInForce=GTC&recvWindow=5000&timestamp=1591702613943"
@@ -221,6 +228,13 @@ async def test_too_much_weight_is_answered_429_then_418() -> None:
         assert (status, body["code"]) == (418, -1003)
         until = int(body["msg"].split("banned until ")[1].split(".")[0])
         assert 0 < until - client.clock.market_ms() <= 120_000
+
+
+async def test_who_is_banned_hears_of_nothing_else() -> None:
+    async with exchange(options(limits=Limits(weight_per_minute=1))) as client:
+        wrong = "/fapi/v1/depth?symbol=BTCUSDT&limit=3"
+        assert [(await client.raw("GET", wrong))[0] for _ in range(STRIKES_TO_BAN + 2)] == [400, *[429] * STRIKES_TO_BAN, 418]
+        assert (await client.raw("GET", "/fapi/v1/klines?symbol=BTCUSDT&interval=1m&limit=x"))[0] == 418
 
 
 async def test_requests_without_weight_are_counted_in_pools_of_their_own() -> None:

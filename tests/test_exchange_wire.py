@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -164,6 +165,7 @@ async def test_every_answer_carries_weight_and_the_run_s_clock() -> None:
         assert int(client.headers["x-mbx-used-weight-1m"]) == 1
         await client.get("v1/aggTrades", symbol="BTCUSDT")
         assert int(client.headers["x-mbx-used-weight-1m"]) == 21
+        assert re.fullmatch(r"\d+ms", client.headers["x-response-time"]) and client.headers["Server"] == "nginx"
         assert 0 <= client.clock.market_ms() - before < 5000
         assert (await client.raw("GET", "/fapi/v1/balance"))[0] == 404
         await client.signed("POST", "v1/order", symbol="BTCUSDT", side="BUY", type="MARKET", quantity="0.01")

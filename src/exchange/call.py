@@ -70,4 +70,10 @@ class Endpoint:
     history: bool = False
 
     def cost(self, params: Params) -> int:
-        return self.weight if isinstance(self.weight, int) else self.weight(params)
+        """Parameters that say nothing sensible cost 1: the operation will refuse them."""
+        if isinstance(self.weight, int):
+            return self.weight
+        try:
+            return self.weight(params)
+        except ApiError:
+            return 1

@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from aiohttp import web
 
+from src.clock import MS, monotonic_ns
 from src.error_handler import failure
 from src.exchange import account_ops, figures, public, records, trading
 from src.exchange.auth import check_time, signed_part
@@ -136,10 +137,12 @@ class Rest:
         endpoint = ENDPOINTS.get((request.method, path.removeprefix(PREFIX)))
         if endpoint is None:
             return web.Response(status=404, text="<html><body><h2>404 Not found</h2></body></html>", content_type="text/html")
-        headers = {"x-sim-clock": self._clock_header}
+        began_ns = monotonic_ns()
+        headers = {"x-sim-clock": self._clock_header, "Server": "nginx"}
         account, status, value, text = -1, 0, None, None
         try:
-            body = (await request.read()).decode("utf-8", "surrogateescape")
+            sent = await request.read()
+            body = "" if request.method == "GET" else sent.decode("utf-8", "surrogateescape")
             account, value = await self._answer(endpoint, door, request.headers.get("X-MBX-APIKEY", ""), query=query, body=body)
             status = 200
         except ApiError as refusal:
@@ -165,6 +168,7 @@ class Rest:
         if endpoint.orders is not None and account >= 0:
             short, long = self._venue.limiter.order_counts(account, self._venue.wall_ms())
             headers |= {"x-mbx-order-count-10s": str(short), "x-mbx-order-count-1m": str(long)}
+        headers["x-response-time"] = f"{(monotonic_ns() - began_ns) // MS}ms"
         return web.Response(body=text or msgspec.json.encode(value), status=status or 503, headers=headers | _JSON)
 
     def _verify(self, key: str, payload: bytes, signature: str) -> None:
