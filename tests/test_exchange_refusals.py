@@ -124,6 +124,7 @@ async def test_other_signed_refusals(client: Client, method: str, path: str, par
     [
         ("v1/depth?symbol=BTCUSDT&limit=3", -4021),
         ("v1/depth?symbol=BTCUSDT&limit=1500", -1130),
+        ("v1/rpiDepth?symbol=BTCUSDT&limit=500", -4021),
         ("v1/klines?symbol=BTCUSDT&interval=1s", -1120),
         ("v1/klines?symbol=BTCUSDT&interval=1m&limit=1501", -1130),
         ("v1/klines?symbol=BTCUSDT&interval=1m&startTime=2&endTime=1", -1023),

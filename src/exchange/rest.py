@@ -51,7 +51,7 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("GET", "v1/ticker/bookTicker"): Endpoint(public.ticker_book, weight=_by_symbol(2, 5)),
     ("GET", "v1/openInterest"): Endpoint(public.open_interest, history=True),
     ("GET", "v1/historicalTrades"): Endpoint(public.old_trades, KEY, 200, history=True),
-    ("GET", "v1/rpiDepth"): Endpoint(public.order_book, weight=20),
+    ("GET", "v1/rpiDepth"): Endpoint(public.rpi_book, weight=20),
     ("GET", "v1/premiumIndexKlines"): Endpoint(public.premium_klines, weight=public.kline_weight, history=True),
     ("GET", "v1/constituents"): Endpoint(figures.constituents, weight=2),
     ("GET", "v1/indexInfo"): Endpoint(figures.index_info),
