@@ -59,7 +59,8 @@ class Limits:
     open_orders_per_symbol: int = 200
     open_algo_orders: int = 200
     streams_per_connection: int = 1024
-    messages_per_second: int = 10
+    messages_per_second: int = 10  # a stream connection's
+    pings_per_second: int = 5  # a WS API connection's, pongs too
     connections: int = 2000
     send_buffer_bytes: int = 8 << 20
     ping_every_s: float = 180.0
