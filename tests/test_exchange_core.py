@@ -248,6 +248,24 @@ def test_leverage_has_its_bounds(leverage: int, code: int) -> None:
     assert refused(set_leverage, desk.state, desk.account, 0, leverage) == code
 
 
+def test_open_orders_count_when_leverage_is_changed() -> None:
+    desk = Desk(balance="20000")
+    desk.limit("BUY", "6", "59000")  # 17,700 of margin at 20, of at most 300,000 at 150
+    assert refused(set_leverage, desk.state, desk.account, 0, 15) == -2028
+    assert refused(set_leverage, desk.state, desk.account, 0, 150) == -2027
+    assert desk.account.setting(0).leverage == 20
+    set_leverage(desk.state, desk.account, 0, 100)
+
+
+def test_a_lower_leverage_is_paid_by_the_cross_wallet_alone() -> None:
+    desk = Desk(("BTCUSDT", "60000"), ("ETHUSDT", "3000"), balance="2000")
+    set_margin_type(desk.state, desk.account, 0, True)
+    desk.order("BUY", "MARKET", "0.3")  # its 900 of margin are its own
+    desk.order("BUY", "MARKET", "1", symbol="ETHUSDT")
+    set_leverage(desk.state, desk.account, 1, 10)
+    assert refused(set_leverage, desk.state, desk.account, 1, 2) == -2028
+
+
 def test_settings_are_announced_and_guarded() -> None:
     desk = Desk()
     set_leverage(desk.state, desk.account, 0, 10)
