@@ -296,10 +296,13 @@ def funding_rates(call: Call) -> list[dict[str, Any]]:
 
 
 def _funding_row(call: Call, symbol: int, at_ms: int) -> dict[str, Any]:
+    """With the mark that was charged; of settlements before this run, the last price of the minute before."""
     state = call.venue.state
-    spec = state.specs[symbol]
-    bar = call.venue.core.market.klines(symbol, MINUTE_MS, at_ms - MINUTE_MS, at_ms, state.now_ms)
-    mark = money(int(bar["close"][0]) * spec.tick) if len(bar) else ""
+    spec, settled = state.specs[symbol], state.settled_marks.get((symbol, at_ms))
+    if settled is None:
+        bar = call.venue.core.market.klines(symbol, MINUTE_MS, at_ms - MINUTE_MS, at_ms, state.now_ms)
+        settled = int(bar["close"][0]) * spec.tick if len(bar) else None
+    mark = money(settled) if settled is not None else ""
     return {
         "symbol": spec.symbol, "fundingTime": at_ms, "fundingRate": format(state.quotes.funding_rate(symbol, at_ms), "f"), "markPrice": mark,
         "rateType": "Regular",

@@ -91,12 +91,14 @@ class Settlement:
 
     def _fund(self) -> None:
         state = self._state
+        due = {i: state.quotes.mark(i) for i in range(len(state.specs)) if state.quotes.settles(i, state.now_ms)}
+        state.settled_marks |= {(i, state.now_ms): mark for i, mark in due.items()}
         for account in state.accounts:
             for position in account.live_positions():
                 spec = state.specs[position.symbol]
-                if not state.quotes.settles(position.symbol, state.now_ms):
+                if position.symbol not in due:
                     continue
-                amount = q8(-position.qty * state.quotes.mark(position.symbol) * state.quotes.funding_rate(position.symbol, state.now_ms))
+                amount = q8(-position.qty * due[position.symbol] * state.quotes.funding_rate(position.symbol, state.now_ms))
                 isolated = account.setting(position.symbol).isolated
                 book_funding(account, position, isolated, amount)
                 state.touch(account)
