@@ -126,6 +126,14 @@ def test_a_change_of_price_or_size_keeps_the_order_and_says_amendment() -> None:
     assert refused(desk.modify, order, price="59000", quantity="0.2") == -2013
 
 
+def test_a_change_to_less_than_the_least_notional_has_a_code_of_its_own() -> None:
+    desk = Desk()
+    order = desk.limit("BUY", "0.001", "59000")
+    assert refused(desk.modify, order, price="49000", quantity="0.001") == -5029
+    assert refused(desk.limit, "BUY", "0.001", "49000") == -4164
+    assert order.price == D("59000")
+
+
 def test_a_change_below_what_is_filled_cancels() -> None:
     desk = Desk(balance="10000000")
     order = desk.limit("BUY", "2", "60000.10")
@@ -238,6 +246,24 @@ def test_a_position_may_not_outgrow_its_bracket() -> None:
 def test_leverage_has_its_bounds(leverage: int, code: int) -> None:
     desk = Desk()
     assert refused(set_leverage, desk.state, desk.account, 0, leverage) == code
+
+
+def test_open_orders_count_when_leverage_is_changed() -> None:
+    desk = Desk(balance="20000")
+    desk.limit("BUY", "6", "59000")  # 17,700 of margin at 20, of at most 300,000 at 150
+    assert refused(set_leverage, desk.state, desk.account, 0, 15) == -2028
+    assert refused(set_leverage, desk.state, desk.account, 0, 150) == -2027
+    assert desk.account.setting(0).leverage == 20
+    set_leverage(desk.state, desk.account, 0, 100)
+
+
+def test_a_lower_leverage_is_paid_by_the_cross_wallet_alone() -> None:
+    desk = Desk(("BTCUSDT", "60000"), ("ETHUSDT", "3000"), balance="2000")
+    set_margin_type(desk.state, desk.account, 0, True)
+    desk.order("BUY", "MARKET", "0.3")  # its 900 of margin are its own
+    desk.order("BUY", "MARKET", "1", symbol="ETHUSDT")
+    set_leverage(desk.state, desk.account, 1, 10)
+    assert refused(set_leverage, desk.state, desk.account, 1, 2) == -2028
 
 
 def test_settings_are_announced_and_guarded() -> None:
@@ -452,6 +478,20 @@ def test_a_position_without_margin_is_liquidated(isolated: bool) -> None:
     assert desk.account.wallet.balance >= 0
     assert desk.account.wallet.insurance != 0
     assert not desk.state.open_algos[0]
+    desk.check()
+
+
+def test_a_liquidation_takes_the_orders_that_its_margin_stood_for() -> None:
+    """A cross wallet is one for all symbols; what another symbol's own margin carries stays."""
+    desk = Desk(("BTCUSDT", "60000"), ("ETHUSDT", "3000"), ("SOLUSDT", "200"), balance="1500")
+    set_margin_type(desk.state, desk.account, 2, True)
+    desk.order("BUY", "MARKET", "0.3")
+    ether = desk.limit("BUY", "0.1", "2900", symbol="ETHUSDT")
+    sol = desk.limit("BUY", "1", "195", symbol="SOLUSDT")
+    desk.core.jump(0, -50_000)
+    desk.run(1)
+    assert (ether.status, ether.expire_reason) == (OrderStatus.EXPIRED, 5)
+    assert sol.open
     desk.check()
 
 

@@ -124,6 +124,7 @@ async def test_other_signed_refusals(client: Client, method: str, path: str, par
     [
         ("v1/depth?symbol=BTCUSDT&limit=3", -4021),
         ("v1/depth?symbol=BTCUSDT&limit=1500", -1130),
+        ("v1/rpiDepth?symbol=BTCUSDT&limit=500", -4021),
         ("v1/klines?symbol=BTCUSDT&interval=1s", -1120),
         ("v1/klines?symbol=BTCUSDT&interval=1m&limit=1501", -1130),
         ("v1/klines?symbol=BTCUSDT&interval=1m&startTime=2&endTime=1", -1023),
@@ -168,6 +169,13 @@ async def test_a_body_is_signed_behind_the_query_and_the_query_wins(client: Clie
     headers = {"x-mbx-apikey": KEY, "Content-Type": "application/x-www-form-urlencoded"}
     status, answer = await client.raw("POST", f"/fapi/v1/leverage?{query}", data=f"{body}&signature={signature}", headers=headers)
     assert (status, answer["symbol"], answer["leverage"]) == (200, "BTCUSDT", 7)
+
+
+async def test_a_get_is_its_query_alone(client: Client) -> None:
+    body = f"timestamp={client.clock.market_ms()}"
+    headers = {"X-MBX-APIKEY": KEY, "Content-Type": "application/x-www-form-urlencoded"}
+    status, answer = await client.raw("GET", "/fapi/v3/balance", data=f"{body}&signature={client.sign(body)}", headers=headers)
+    assert (status, answer["code"]) == (400, -1102)
 
 
 def test_the_documented_signature_is_ours() -> None:
@@ -221,6 +229,27 @@ async def test_too_much_weight_is_answered_429_then_418() -> None:
         assert (status, body["code"]) == (418, -1003)
         until = int(body["msg"].split("banned until ")[1].split(".")[0])
         assert 0 < until - client.clock.market_ms() <= 120_000
+
+
+async def test_who_is_banned_hears_of_nothing_else() -> None:
+    async with exchange(options(limits=Limits(weight_per_minute=1))) as client:
+        wrong = "/fapi/v1/depth?symbol=BTCUSDT&limit=3"
+        assert [(await client.raw("GET", wrong))[0] for _ in range(STRIKES_TO_BAN + 2)] == [400, *[429] * STRIKES_TO_BAN, 418]
+        assert (await client.raw("GET", "/fapi/v1/klines?symbol=BTCUSDT&interval=1m&limit=x"))[0] == 418
+
+
+async def test_requests_without_weight_are_counted_in_pools_of_their_own() -> None:
+    async with exchange(options(limits=Limits(funding_requests_per_5min=3, statistics_requests_per_5min=2))) as client:
+        funding = [(await client.raw("GET", "/fapi/v1/" + path))[0] for path in ("fundingRate", "fundingInfo", "fundingRate?symbol=BTCUSDT")]
+        assert funding == [200, 200, 200] and "x-mbx-used-weight-1m" not in client.headers
+        status, body = await client.raw("GET", "/fapi/v1/fundingInfo")
+        assert (status, body["code"]) == (429, -1003) and "3 requests per 5 minutes" in body["msg"]
+        statistics = ["/futures/data/basis?pair=BTCUSDT&contractType=PERPETUAL&period=5m", "/futures/data/openInterestHist?symbol=BTCUSDT&period=5m"]
+        assert [(await client.raw("GET", path))[0] for path in (*statistics, statistics[0])] == [200, 200, 429]
+        assert (await client.raw("GET", "/fapi/v1/ping"))[0] == 200, "what has weight is another matter"
+        for _ in range(STRIKES_TO_BAN):
+            status, body = await client.raw("GET", "/fapi/v1/fundingInfo")
+        assert (status, body["code"]) == (418, -1003)
 
 
 async def test_too_many_orders_are_answered_429() -> None:

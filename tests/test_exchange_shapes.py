@@ -84,6 +84,18 @@ async def test_algo_orders_are_told_in_three_shapes(client: Client) -> None:
     assert (row["actualType"], row["actualQty"]) == ("MARKET", "0.100")
 
 
+async def test_all_algo_orders_are_read_page_by_page(client: Client) -> None:
+    words = {"algoType": "CONDITIONAL", "symbol": "BTCUSDT", "side": "BUY", "type": "STOP_MARKET", "quantity": "0.01"}
+    ids = [(await client.good("POST", "v1/algoOrder", **words, triggerPrice=str(61000 + n)))["algoId"] for n in range(3)]
+
+    async def page(**where: Any) -> list[int]:
+        return [row["algoId"] for row in await client.good("GET", "v1/allAlgoOrders", symbol="BTCUSDT", limit=2, **where)]
+
+    assert await page() == ids[1:]
+    assert await page(algoId=ids[0]) == await page(startTime=client.clock.t0_ms) == ids[:2]
+    assert await page(algoId=ids[1] + 1) == ids[2:]
+
+
 async def test_assets_of_the_new_account_are_leaner(client: Client) -> None:
     assert "marginAvailable" in (await client.good("GET", "v2/account"))["assets"][0]
     assert "marginAvailable" not in (await client.good("GET", "v3/account"))["assets"][0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import pairwise
 from typing import Any
 
 import aiohttp
@@ -139,6 +140,40 @@ async def test_a_diff_book_can_be_kept_from_its_frames(client: Client) -> None:
     socket = await client.socket(client.ready.public + "/ws/btcusdt@depth@100ms")
     first, second = await socket.next(), await socket.next()
     assert second["pu"] == first["u"] and first["U"] <= first["u"]
+
+
+async def test_both_lists_of_tickers_tell_who_has_traded(client: Client) -> None:
+    socket = await client.socket(client.ready.market + "/stream?streams=!miniTicker@arr/!ticker@arr")
+    heard = [await socket.next() for _ in range(8)]
+    for name, kind in (("!miniTicker@arr", "24hrMiniTicker"), ("!ticker@arr", "24hrTicker")):
+        mine = [m["data"] for m in heard if m["stream"] == name]
+        assert len(mine) > 2 and all([row["s"] for row in rows] == ["BTCUSDT", "ETHUSDT"] for rows in mine)
+        assert {row["e"] for rows in mine for row in rows} == {kind}
+
+
+async def test_ids_of_books_leap_and_only_pu_joins_frames() -> None:
+    """The rule of spot, U one above the last u, finds a hole in every frame here, as on the venue."""
+    market = FakeMarket(("BTCUSDT", "60000"), seconds=1)
+    for n in range(3000):
+        market.put(0, market.open_ms + 50 + n * 100, "60000.00" if n % 2 else "60000.10")
+    async with exchange(LIVELY, market) as client:
+        depth = await client.socket(client.ready.public + "/ws/btcusdt@depth@100ms")
+        frames = [await depth.next() for _ in range(4)]
+        assert all(f["pu"] == before["u"] and f["pu"] + 1 < f["U"] <= f["u"] for before, f in pairwise(frames))
+        top = await client.socket(client.ready.public + "/ws/btcusdt@bookTicker")
+        ids = [(await top.next())["u"] for _ in range(20)]
+        assert all(a < b for a, b in pairwise(ids)) and ids != list(range(ids[0], ids[0] + 20))
+        book = await client.get("v1/ticker/bookTicker", symbol="BTCUSDT")
+        assert book["lastUpdateId"] >= ids[-1] > frames[-1]["u"]
+
+
+async def test_the_top_may_change_between_two_trades_and_each_change_has_its_id() -> None:
+    market = lively()
+    market._rows = [(*row[:5], 7, 7, 7, *row[8:]) for row in market._rows]
+    async with exchange(LIVELY, market) as client:
+        top = await client.socket(client.ready.public + "/ws/btcusdt@bookTicker")
+        ids = [(await top.next())["u"] for _ in range(5)]
+        assert ids == sorted(set(ids))
 
 
 async def test_binary_is_answered_with_1008(client: Client) -> None:

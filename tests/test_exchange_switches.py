@@ -32,10 +32,10 @@ def test_every_switch_is_tried_here() -> None:
 # ------------------------------------------------------------------ the user stream
 
 
-async def first_event(client: Client, where: str) -> str:
+async def first_event(client: Client, where: str, route: str = "/private") -> str:
     """What a socket there hears first of an order at market; silence where it hears nothing before another socket has heard all."""
     key = await client.listen_key()
-    socket = await client.socket(client.ready.private + where.format(key=key))
+    socket = await client.socket(client.ready.rest.replace("http", "ws") + route + where.format(key=key))
     witness = await client.user_stream()
     await client.good("POST", "v1/order", **MARKET)
     await witness.until(lambda e: e["e"] == "ORDER_TRADE_UPDATE" and e["o"]["X"] == "FILLED")
@@ -58,6 +58,20 @@ async def test_a_key_without_names_of_events(required: bool) -> None:
     async with exchange(options(switches=Switches(events_required=required))) as client:
         assert await first_event(client, "/ws?listenKey={key}") == ("silence" if required else "ORDER_TRADE_UPDATE NEW")
         assert await first_event(client, "/ws?listenKey={key}&events=ACCOUNT_UPDATE") == "ACCOUNT_UPDATE ORDER"
+
+
+@pytest.mark.parametrize("route", ["", "/public", "/market"])
+@pytest.mark.parametrize("place", ["/ws?listenKey={key}&events=ORDER_TRADE_UPDATE", "/stream?listenKey={key}&events=ORDER_TRADE_UPDATE", "/ws/{key}"])
+async def test_users_hear_of_themselves_on_the_private_route_alone(route: str, place: str) -> None:
+    async with exchange(options(switches=Switches(key_in_path_delivers=True))) as client:
+        assert await first_event(client, place, route) == "silence"
+
+
+@pytest.mark.parametrize("place", ["/ws?listenKey={key}&events=ORDER_TRADE_UPDATE", "/ws/{key}"])
+async def test_on_the_demo_venue_a_socket_without_a_route_hears_its_user_too(place: str) -> None:
+    async with exchange(options(switches=Switches(unrouted_delivers_all=True, key_in_path_delivers=True))) as client:
+        assert await first_event(client, place, "") == "ORDER_TRADE_UPDATE NEW"
+        assert await first_event(client, place, "/market") == "silence"
 
 
 # ------------------------------------------------------------------ what a socket may hear

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from src.clock import Clock, epoch_ms
 from src.exchange.market import Market
 from src.exchange.options import Account, ExchangeOptions, Limits
 from src.exchange.server import Ready, build, serve
-from tests.test_exchange_fake import FakeMarket
+from tests.test_exchange_fake import T0, FakeMarket
 
 KEY, SECRET = "key", "secret"
 DEADLINE_S = 8.0
@@ -164,6 +165,7 @@ async def test_every_answer_carries_weight_and_the_run_s_clock() -> None:
         assert int(client.headers["x-mbx-used-weight-1m"]) == 1
         await client.get("v1/aggTrades", symbol="BTCUSDT")
         assert int(client.headers["x-mbx-used-weight-1m"]) == 21
+        assert re.fullmatch(r"\d+ms", client.headers["x-response-time"]) and client.headers["Server"] == "nginx"
         assert 0 <= client.clock.market_ms() - before < 5000
         assert (await client.raw("GET", "/fapi/v1/balance"))[0] == 404
         await client.signed("POST", "v1/order", symbol="BTCUSDT", side="BUY", type="MARKET", quantity="0.01")
@@ -293,3 +295,16 @@ async def test_a_price_has_the_time_of_its_trade_and_a_book_that_of_the_quote_be
         while (await client.get("v1/ticker/bookTicker", symbol="BTCUSDT"))["time"] != quoted:
             await asyncio.sleep(0.02)
         assert (await client.get("v2/ticker/price", symbol="BTCUSDT"))["time"] == market.open_ms - 1000
+
+
+async def test_funding_is_charged_at_the_mark_that_its_history_tells() -> None:
+    hour = T0 // (8 * 3_600_000) * 8 * 3_600_000 + 8 * 3_600_000
+    market = FakeMarket(("BTCUSDT", "60000"), open_ms=hour - 5000, seconds=1)
+    for n in range(1, 300):
+        market.put(0, hour - 5000 + n * 1000, f"{60000 + 20 * n}")  # the mark follows, far behind
+    async with exchange(options(speed=10.0), market) as client:
+        user = await client.user_stream()
+        await client.good("POST", "v1/order", symbol="BTCUSDT", side="BUY", type="MARKET", quantity="0.1")
+        paid = (await user.until(lambda e: e.get("a", {}).get("m") == "FUNDING_FEE"))[-1]["a"]["B"][0]["bc"]
+        (row,) = [r for r in await client.get("v1/fundingRate", symbol="BTCUSDT") if r["fundingTime"] == hour]
+        assert Decimal(paid) == -(Decimal("0.1") * Decimal(row["markPrice"]) * Decimal(row["fundingRate"])).quantize(Decimal("1e-8"))

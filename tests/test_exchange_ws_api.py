@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from decimal import Decimal
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from src.exchange.options import Account
+from src.exchange.options import Account, Limits
 from tests.test_exchange_wire import KEY, Client, Socket, exchange, options
 
 ORDER: dict[str, Any] = {"symbol": "BTCUSDT", "side": "BUY", "type": "MARKET", "quantity": "0.1"}
@@ -133,3 +134,31 @@ async def test_nonsense_is_answered_and_binary_is_not_taken(client: Client) -> N
     assert (await call(socket, "ping"))["result"] == {}
     await socket.socket.send_bytes(b"x")
     assert (await socket.frame()).type is aiohttp.WSMsgType.CLOSE
+
+
+async def test_pings_and_pongs_are_counted_here_and_messages_are_not(client: Client) -> None:
+    socket = await client.socket(client.ready.ws_api)
+    assert [(await call(socket, "ping"))["status"] for _ in range(20)] == [200] * 20
+    for _ in range(6):
+        await socket.socket.ping(b"x")
+    kinds = [(await socket.frame()).type for _ in range(6)]
+    assert kinds == [aiohttp.WSMsgType.PONG] * 5 + [aiohttp.WSMsgType.CLOSE]
+
+
+async def test_only_a_pong_that_answers_a_ping_keeps_the_connection() -> None:
+    async with exchange(options(limits=Limits(ping_every_s=1.0, pong_within_s=2.0))) as client:
+        loud, true = await client.socket(client.ready.ws_api), await client.socket(client.ready.ws_api)
+        pings = 0
+        while (await loud.frame()).type is aiohttp.WSMsgType.PING and pings < 5:
+            await loud.socket.pong(b"I am here")
+            await true.socket.pong((await true.frame()).data)
+            pings += 1
+        assert 1 <= pings < 5
+        assert (await call_past_pings(true))["status"] == 200
+
+
+async def call_past_pings(socket: Socket) -> Any:
+    await socket.send({"id": 1, "method": "ping"})
+    while (message := await socket.frame()).type is aiohttp.WSMsgType.PING:
+        await socket.socket.pong(message.data)
+    return json.loads(message.data)

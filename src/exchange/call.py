@@ -9,6 +9,7 @@ from typing import Any
 
 from src.exchange.errors import ApiError
 from src.exchange.ledger import AccountState
+from src.exchange.limits import Pool
 from src.exchange.params import Params
 from src.exchange.venue import Venue
 
@@ -58,15 +59,21 @@ Operation = Callable[[Call], "Any | Awaitable[Any]"]
 class Endpoint:
     """An operation with its price. ``weight`` may depend on parameters. ``orders``: what it adds to the 10 s and 1 min order counts.
 
-    ``history``: offered only where the exchange makes or plays the market itself.
+    ``pool``: it has no weight, and is counted there. ``history``: offered only where the exchange makes or plays the market itself.
     """
 
     operation: Operation
     security: Security = Security.NONE
     weight: int | Callable[[Params], int] = 1
     orders: tuple[int, int] | None = None
-    weighed: bool = True
+    pool: Pool | None = None
     history: bool = False
 
     def cost(self, params: Params) -> int:
-        return self.weight if isinstance(self.weight, int) else self.weight(params)
+        """Parameters that say nothing sensible cost 1: the operation will refuse them."""
+        if isinstance(self.weight, int):
+            return self.weight
+        try:
+            return self.weight(params)
+        except ApiError:
+            return 1

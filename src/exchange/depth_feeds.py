@@ -8,12 +8,15 @@ import msgspec
 
 from src.exchange import depth
 from src.exchange.paced import WALL_PACE_NS, Paced
+from src.exchange.quotes import IDS_A_MOVE
 from src.exchange.shown import Changed
 from src.exchange.streams import PUBLIC, Channel
 from src.exchange.venue import Venue
 
 REFRESH_MS = 100
 RPI_LEVELS = 200
+LEAP = IDS_A_MOVE // 2
+"""How far behind the last frame's ``u`` the next one's ``U`` is: only ``pu`` joins them."""
 
 
 class DepthFeeds:
@@ -44,7 +47,7 @@ class DepthFeeds:
         for symbol, mine in self._diffs.items():
             for one in mine:
                 if one.memory is None:  # its first change may be put onto the snapshot of now
-                    one.memory, one.update = Changed(set(), set()), shown.followed[symbol].update - 1
+                    one.memory, one.update = Changed(set(), set()), shown.followed[symbol].update - LEAP
 
     def refresh(self, now_ms: int, wall_ns: int) -> None:
         """Bring the books that are followed to the present, where it is time."""
@@ -77,7 +80,7 @@ class DepthFeeds:
         update = quotes.update(symbol)
         if not quotes.seen(symbol) or update == paced.update:
             return
-        paced.update = paced.update or update - 1
+        paced.update = paced.update or update - LEAP
         price, qty = self._venue.words.price[symbol], self._venue.words.qty[symbol]
         sides = [[[price(t), qty(s)] for t, s in islice(depth.levels(top, direction), paced.levels)]
                  for top, direction in ((quotes.bids(symbol), -1), (quotes.asks(symbol), 1))]  # fmt: skip
@@ -86,6 +89,6 @@ class DepthFeeds:
     def _publish(self, paced: Paced, now: int, time_ms: int, update: int, sides: list[list[list[str]]]) -> None:
         before, paced.update = paced.update, update
         name = self._state.specs[paced.symbol].symbol
-        body = {"e": "depthUpdate", "E": now, "T": time_ms, "s": name, "ps": name, "U": before + 1, "u": update, "pu": before, "b": sides[0],
-                "a": sides[1], "st": 1}  # fmt: skip
+        body = {"e": "depthUpdate", "E": now, "T": time_ms, "s": name, "ps": name, "U": min(update, before + LEAP), "u": update, "pu": before,
+                "b": sides[0], "a": sides[1], "st": 1}  # fmt: skip
         paced.channel.publish(msgspec.json.encode(body))

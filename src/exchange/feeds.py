@@ -21,6 +21,7 @@ from src.exchange.depth_feeds import DepthFeeds
 from src.exchange.events import money
 from src.exchange.market import Played
 from src.exchange.paced import WALL_PACE_NS, Paced
+from src.exchange.quotes import IDS_A_MOVE
 from src.exchange.rare_feeds import ALL, RareFeeds
 from src.exchange.state import UserEvent
 from src.exchange.streams import MARKET, PUBLIC, Channel, Streams, route_of
@@ -68,8 +69,7 @@ class Feeds:
         self._single: dict[int, Channel] = {}
         self._depth = DepthFeeds(venue)
         self._rare = RareFeeds(venue)
-        self._tops: dict[int, tuple[int, ...]] = {}
-        self._touched: set[int] = set()
+        self._tops: dict[int, tuple[tuple[int, ...], int]] = {}
         self._played_ms = self._state.now_ms
         self._stood = self._state.stood
         self._standings = list(self._state.standings)
@@ -195,7 +195,6 @@ class Feeds:
 
     def _trades(self, trades: NDArray[np.void]) -> None:
         muted = self._streams.muted
-        self._touched.update(np.unique(trades["symbol"]).tolist())
         traded = trades if trades["qty"].all() else trades[trades["qty"] > 0]
         if MARKET not in muted:
             for symbol, columns in _split(traded, self._agg, _AGG):
@@ -226,18 +225,20 @@ class Feeds:
             for t, p, q, maker, last in zip(times, price, size, *rest, strict=True)
         ])  # fmt: skip
 
-    def _book_tickers(self, symbol: int, times: Column, bids: Column, bid_sizes: Column, asks: Column, ask_sizes: Column, updates: Column) -> None:
-        """What has changed at the top."""
+    def _book_tickers(self, symbol: int, times: Column, bids: Column, bid_sizes: Column, asks: Column, ask_sizes: Column, trades: Column) -> None:
+        """What has changed at the top, each time under a higher id."""
         price, qty, name = self._venue.words.price[symbol], self._venue.words.qty[symbol], self._names[symbol]
-        top, texts = self._tops.get(symbol), []
-        for t, bid, bid_qty, ask, ask_qty, update in zip(times, bids, bid_sizes, asks, ask_sizes, updates, strict=True):
+        top, last = self._tops.get(symbol, (None, 0))
+        moves, texts = int(self._state.quotes.moves[symbol]), []
+        for t, bid, bid_qty, ask, ask_qty, trade in zip(times, bids, bid_sizes, asks, ask_sizes, trades, strict=True):
             now = (bid, bid_qty, ask, ask_qty)
             if now != top:
-                top = now
+                top, update = now, max((trade + moves) * IDS_A_MOVE, last + 1)
+                last = update
                 texts.append(f'{{"e":"bookTicker","u":{update},"s":"{name}","ps":"{name}","b":"{price(bid)}","B":"{qty(bid_qty)}",'
                              f'"a":"{price(ask)}","A":"{qty(ask_qty)}","T":{t},"E":{t},"st":1}}')  # fmt: skip
         assert top is not None
-        self._tops[symbol] = top
+        self._tops[symbol] = top, last
         self._say(self._book[symbol], texts)
 
     @staticmethod
@@ -291,9 +292,11 @@ class Feeds:
             paced.channel.publish(msgspec.json.encode(row))
 
     def _all_tickers(self, paced: Paced, now: int) -> None:
-        full = paced.channel.name == "!ticker@arr"
-        rows = [r for i in sorted(self._touched) if (r := self._ticker(i, now, full)) is not None]
-        self._touched.clear()
+        """Of the symbols that have traded since the last frame."""
+        full, trades = paced.channel.name == "!ticker@arr", self._state.quotes.agg_id
+        fresh = trades > 0 if paced.memory is None else trades != paced.memory
+        paced.memory = trades.copy()
+        rows = [r for i in np.flatnonzero(fresh).tolist() if (r := self._ticker(i, now, full)) is not None]
         if rows:
             paced.channel.publish(msgspec.json.encode(rows))
 

@@ -55,9 +55,9 @@ def check_lot(spec: SymbolSpec, qty: Decimal, market: bool) -> None:
         raise ApiError(-4023)
 
 
-def check_notional(spec: SymbolSpec, price: Decimal, qty: Decimal) -> None:
+def check_notional(spec: SymbolSpec, price: Decimal, qty: Decimal, code: int = -4164) -> None:
     if price * qty < spec.min_notional:
-        raise ApiError(-4164, format(spec.min_notional.normalize(), "f"))
+        raise ApiError(code, format(spec.min_notional.normalize(), "f"))
 
 
 def band(spec: SymbolSpec, mark: Decimal) -> tuple[Decimal, Decimal]:

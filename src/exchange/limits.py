@@ -1,21 +1,31 @@
-"""Rate limits in wall time: request weight an address, orders an account. Over the limit: 429, and 418 for who goes on.
+"""Rate limits in wall time: request weight an address, orders an account, and requests an address where they have no weight. Over the limit:
+429, and 418 for who goes on.
 
-Windows of weight are aligned to the minute of the exchange's own wall time, which at speed 1 is the venue's clock; windows of orders slide,
-or are aligned too, by a switch.
+Windows of weight and of requests are aligned to the minute of the exchange's own wall time, which at speed 1 is the venue's clock; windows
+of orders slide, or are aligned too, by a switch.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from enum import Enum
 
 from src.exchange.errors import BANNED_TEXT, ApiError
 from src.exchange.options import Limits, Switches
 
 MINUTE_MS = 60_000
 TEN_SECONDS_MS = 10_000
+FIVE_MINUTES_MS = 300_000
 STRIKES_TO_BAN = 20
 BAN_FIRST_MS = 120_000
 BAN_MAX_MS = 3 * 86_400_000
+
+
+class Pool(Enum):
+    """Requests without weight that are counted together."""
+
+    FUNDING = 0
+    STATISTICS = 1
 
 
 class Window:
@@ -75,6 +85,8 @@ class Limiter:
         self._status = switches.order_limit_status
         self._retry_after = switches.retry_after
         self._weight = Window(MINUTE_MS)
+        self._pools = {Pool.FUNDING: Window(FIVE_MINUTES_MS), Pool.STATISTICS: Window(FIVE_MINUTES_MS)}
+        self._pool_limits = {Pool.FUNDING: limits.funding_requests_per_5min, Pool.STATISTICS: limits.statistics_requests_per_5min}
         kind = Sliding if switches.order_windows_slide else Window
         self._orders = [(kind(TEN_SECONDS_MS), kind(MINUTE_MS)) for _ in range(accounts)]
         self._strikes = 0
@@ -84,19 +96,34 @@ class Limiter:
 
     def weigh(self, weight: int, wall_ms: int, *, market_ms: int, speed: float) -> None:
         """Count a request's weight, or refuse it. The ban's end is told in market time, as every time on the wire."""
+        self._enter(wall_ms, market_ms, speed)
+        self._weight.count += weight
+        if self._weight.count > self._limits.weight_per_minute:
+            raise self._too_many(self._weight, self._limits.weight_per_minute, "minute", wall_ms, market_ms, speed)
+
+    def draw(self, pool: Pool, wall_ms: int, *, market_ms: int, speed: float) -> None:
+        """Count a request that has no weight, or refuse it."""
+        self._enter(wall_ms, market_ms, speed)
+        window, most = self._pools[pool], self._pool_limits[pool]
+        window.roll(wall_ms)
+        window.count += 1
+        if window.count > most:
+            raise self._too_many(window, most, "5 minutes", wall_ms, market_ms, speed)
+
+    def _enter(self, wall_ms: int, market_ms: int, speed: float) -> None:
+        """Nobody does while banned; a new minute forgives."""
         if wall_ms < self._banned_until_wall_ms:
             raise self._banned(wall_ms, market_ms, speed)
         if self._weight.roll(wall_ms):
             self._strikes = 0
-        self._weight.count += weight
-        if self._weight.count <= self._limits.weight_per_minute:
-            return
+
+    def _too_many(self, window: Window, most: int, span: str, wall_ms: int, market_ms: int, speed: float) -> ApiError:
         self._strikes += 1
         if self._strikes > STRIKES_TO_BAN:
             self._banned_until_wall_ms = wall_ms + self._ban_ms
             self._ban_ms = min(self._ban_ms * 2, BAN_MAX_MS)
-            raise self._banned(wall_ms, market_ms, speed)
-        raise ApiError(-1003, self._limits.weight_per_minute, retry_after_s=self._told_s(self._weight.next_ms(wall_ms)))
+            return self._banned(wall_ms, market_ms, speed)
+        return ApiError(-1003, most, span, retry_after_s=self._told_s(window.next_ms(wall_ms)))
 
     def _banned(self, wall_ms: int, market_ms: int, speed: float) -> ApiError:
         left = self._banned_until_wall_ms - wall_ms

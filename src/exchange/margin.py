@@ -36,7 +36,7 @@ class Exposure(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """An account's totals."""
+    """An account's totals. ``free``: what the cross wallet has left, below 0 where it is short; ``available`` is never."""
 
     wallet: Decimal
     unrealised: Decimal
@@ -46,6 +46,7 @@ class Summary(NamedTuple):
     open_order_initial: Decimal
     maint: Decimal
     cross_maint: Decimal
+    free: Decimal
     available: Decimal
     max_withdraw: Decimal
 
@@ -131,10 +132,11 @@ def summary(account: AccountState, specs: Sequence[SymbolSpec], mark_of: MarkOf,
             cross_initial += row.initial
             cross_maint += row.maint
     cross = account.cross_wallet
-    available = max(ZERO, cross + cross_unrealised - cross_initial - isolated_open)
+    free = cross + cross_unrealised - cross_initial - isolated_open
+    available = max(ZERO, free)
     withdraw = max(ZERO, min(available, cross + min(ZERO, cross_unrealised) - cross_initial - isolated_open))
     return Summary(
-        account.wallet.balance, unrealised, cross, cross_unrealised, position_initial, open_initial, maint, cross_maint, available, withdraw
+        account.wallet.balance, unrealised, cross, cross_unrealised, position_initial, open_initial, maint, cross_maint, free, available, withdraw
     )
 
 

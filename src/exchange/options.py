@@ -35,7 +35,7 @@ class Switches:
     order_test_body: bool = False  # order/test answers {} rather than an order
     bracket_as_array: bool = True  # leverageBracket?symbol= answers an array
     triggered_before_new: bool = False  # the spawned order's event comes before ALGO_UPDATE TRIGGERED
-    unrouted_delivers_all: bool = False  # sockets without a route deliver public streams alone; the demo venue delivers all
+    unrouted_delivers_all: bool = False  # sockets without a route deliver public streams alone; the demo venue delivers all, user events too
     mixed_routes_deliver: bool = False  # a stream of another route is acknowledged and silent
     stp_default_everywhere: bool = True  # EXPIRE_MAKER unless said otherwise; else NONE for batches, the WS API and conditional orders
     decoded_signature_accepted: bool = False  # only over the bytes as they came, not over what they decode to
@@ -52,12 +52,15 @@ class Limits:
     """The venue's limits. Spans are wall time: a network is protected in real seconds at any speed of the market."""
 
     weight_per_minute: int = 2400
+    funding_requests_per_5min: int = 500  # fundingRate and fundingInfo, which have no weight
+    statistics_requests_per_5min: int = 1000  # /futures/data, the same
     orders_per_10s: int = 300
     orders_per_minute: int = 1200
     open_orders_per_symbol: int = 200
     open_algo_orders: int = 200
     streams_per_connection: int = 1024
-    messages_per_second: int = 10
+    messages_per_second: int = 10  # a stream connection's
+    pings_per_second: int = 5  # a WS API connection's, pongs too
     connections: int = 2000
     send_buffer_bytes: int = 8 << 20
     ping_every_s: float = 180.0

@@ -274,7 +274,7 @@ class Placing:
         if order.reducing:
             self._reducing_qty(account, replace(probe, qty=entry.qty - order.executed), without=order)
         else:
-            check_notional(spec, price, entry.qty)
+            check_notional(spec, price, entry.qty, code=-5029)
             self._check_margin(account, order.symbol, order.side, order.position_side, price=price, qty=entry.qty - order.executed, without=order)
         check_percent_price(spec, buy=order.side is Side.BUY, price=price, mark=mark)
         ticks = int(price / spec.tick)

@@ -85,13 +85,13 @@ def limit_of(params: Params, default: int, most: int) -> int:
     return limit
 
 
-def _depth_limit(params: Params) -> int:
+def _depth_limit(params: Params, default: int = 500, allowed: tuple[int, ...] = DEPTH_LIMITS) -> int:
     limit = params.integer("limit", least=-1)
     if limit is None:
-        return 500
+        return default
     if limit > 1000:
         raise ApiError(-1130, "limit")
-    if limit not in DEPTH_LIMITS:
+    if limit not in allowed:
         raise ApiError(-4021, limit)
     return limit
 
@@ -102,8 +102,16 @@ def depth_weight(params: Params) -> int:
 
 
 def order_book(call: Call) -> dict[str, Any]:
+    return _book(call, _depth_limit(call.params))
+
+
+def rpi_book(call: Call) -> dict[str, Any]:
+    """Whole or not at all; there are no retail orders to add."""
+    return _book(call, _depth_limit(call.params, 1000, (1000,)))
+
+
+def _book(call: Call, limit: int) -> dict[str, Any]:
     symbol = symbol_of(call.params, call.venue.state.index)
-    limit = _depth_limit(call.params)
     shown, words = call.venue.shown.of(symbol, limit), call.venue.words
     price, qty = words.price[symbol], words.qty[symbol]
     bids, asks = ([[price(t), qty(s)] for t, s in islice(side.items(), limit)] for side in (shown.bids, shown.asks))
@@ -288,10 +296,13 @@ def funding_rates(call: Call) -> list[dict[str, Any]]:
 
 
 def _funding_row(call: Call, symbol: int, at_ms: int) -> dict[str, Any]:
+    """With the mark that was charged; of settlements before this run, the last price of the minute before."""
     state = call.venue.state
-    spec = state.specs[symbol]
-    bar = call.venue.core.market.klines(symbol, MINUTE_MS, at_ms - MINUTE_MS, at_ms, state.now_ms)
-    mark = money(int(bar["close"][0]) * spec.tick) if len(bar) else ""
+    spec, settled = state.specs[symbol], state.settled_marks.get((symbol, at_ms))
+    if settled is None:
+        bar = call.venue.core.market.klines(symbol, MINUTE_MS, at_ms - MINUTE_MS, at_ms, state.now_ms)
+        settled = int(bar["close"][0]) * spec.tick if len(bar) else None
+    mark = money(settled) if settled is not None else ""
     return {
         "symbol": spec.symbol, "fundingTime": at_ms, "fundingRate": format(state.quotes.funding_rate(symbol, at_ms), "f"), "markPrice": mark,
         "rateType": "Regular",

@@ -23,6 +23,8 @@ from src.exchange.symbols import SymbolSpec
 
 HOUR_MS = 3_600_000
 TYPICAL_NOTIONAL = Decimal(20_000)
+IDS_A_MOVE = 16
+"""Ids of books are not contiguous on the venue: a movement takes so many, and which of them a frame names is nobody's business."""
 
 
 class Print(NamedTuple):
@@ -118,7 +120,7 @@ class Quotes:
     def update(self, symbol: int) -> int:
         """Rises by at least one with every trade and every movement of the book; where that was recorded, its own id."""
         recorded = self.ladders.update(symbol) if self.ladders is not None else 0
-        return recorded or int(self.agg_id[symbol] + self.moves[symbol])
+        return recorded or int(self.agg_id[symbol] + self.moves[symbol]) * IDS_A_MOVE
 
     def mark(self, symbol: int) -> Decimal:
         return int(self.mark_e8[symbol]) * E8

@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from aiohttp import web
 
+from src.clock import MS, monotonic_ns
 from src.error_handler import failure
 from src.exchange import account_ops, figures, public, records, trading
 from src.exchange.auth import check_time, signed_part
@@ -17,11 +18,13 @@ from src.exchange.call import Call, Endpoint, Security
 from src.exchange.errors import ApiError
 from src.exchange.faults import UNKNOWN_TEXT, Page, Reset, Silence, Spoiled, carried_out
 from src.exchange.garble import spoiled
+from src.exchange.limits import Pool
 from src.exchange.params import Params, parse_pairs
 from src.exchange.venue import Venue
 
 BODY_MAX = 1 << 20
 KEY, SIGNED = Security.KEY, Security.SIGNED
+FUNDING, STATISTICS = Pool.FUNDING, Pool.STATISTICS
 
 
 def _by_symbol(one: int, every: int) -> Callable[[Params], int]:
@@ -40,15 +43,15 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("GET", "v1/markPriceKlines"): Endpoint(public.price_klines, weight=public.kline_weight, history=True),
     ("GET", "v1/indexPriceKlines"): Endpoint(public.price_klines, weight=public.kline_weight, history=True),
     ("GET", "v1/premiumIndex"): Endpoint(public.premium_index, weight=_by_symbol(1, 10)),
-    ("GET", "v1/fundingRate"): Endpoint(public.funding_rates, weight=0, weighed=False, history=True),
-    ("GET", "v1/fundingInfo"): Endpoint(public.funding_info, weight=0, weighed=False, history=True),
+    ("GET", "v1/fundingRate"): Endpoint(public.funding_rates, pool=FUNDING, history=True),
+    ("GET", "v1/fundingInfo"): Endpoint(public.funding_info, pool=FUNDING, history=True),
     ("GET", "v1/ticker/24hr"): Endpoint(public.ticker_24hr, weight=_by_symbol(1, 40), history=True),
     ("GET", "v1/ticker/price"): Endpoint(public.ticker_price, weight=_by_symbol(1, 2)),
     ("GET", "v2/ticker/price"): Endpoint(public.ticker_price, weight=_by_symbol(1, 2)),
     ("GET", "v1/ticker/bookTicker"): Endpoint(public.ticker_book, weight=_by_symbol(2, 5)),
     ("GET", "v1/openInterest"): Endpoint(public.open_interest, history=True),
     ("GET", "v1/historicalTrades"): Endpoint(public.old_trades, KEY, 200, history=True),
-    ("GET", "v1/rpiDepth"): Endpoint(public.order_book, weight=20),
+    ("GET", "v1/rpiDepth"): Endpoint(public.rpi_book, weight=20),
     ("GET", "v1/premiumIndexKlines"): Endpoint(public.premium_klines, weight=public.kline_weight, history=True),
     ("GET", "v1/constituents"): Endpoint(figures.constituents, weight=2),
     ("GET", "v1/indexInfo"): Endpoint(figures.index_info),
@@ -56,13 +59,13 @@ ENDPOINTS: dict[tuple[str, str], Endpoint] = {
     ("GET", "v1/insuranceBalance"): Endpoint(figures.insurance_balance),
     ("GET", "v1/symbolAdlRisk"): Endpoint(figures.adl_risk),
     ("GET", "v1/tradingSchedule"): Endpoint(figures.trading_schedule, weight=5),
-    ("GET", "/futures/data/openInterestHist"): Endpoint(figures.open_interest_history, weight=0, weighed=False, history=True),
-    ("GET", "/futures/data/topLongShortAccountRatio"): Endpoint(figures.long_short_ratio, weight=0, weighed=False, history=True),
-    ("GET", "/futures/data/topLongShortPositionRatio"): Endpoint(figures.long_short_ratio, weight=0, weighed=False, history=True),
-    ("GET", "/futures/data/globalLongShortAccountRatio"): Endpoint(figures.long_short_ratio, weight=0, weighed=False, history=True),
-    ("GET", "/futures/data/takerlongshortRatio"): Endpoint(figures.taker_volume, weight=0, weighed=False, history=True),
-    ("GET", "/futures/data/basis"): Endpoint(figures.basis, weight=0, weighed=False, history=True),
-    ("GET", "/futures/data/delivery-price"): Endpoint(figures.delivery_prices, weight=0, weighed=False, history=True),
+    ("GET", "/futures/data/openInterestHist"): Endpoint(figures.open_interest_history, pool=STATISTICS, history=True),
+    ("GET", "/futures/data/topLongShortAccountRatio"): Endpoint(figures.long_short_ratio, pool=STATISTICS, history=True),
+    ("GET", "/futures/data/topLongShortPositionRatio"): Endpoint(figures.long_short_ratio, pool=STATISTICS, history=True),
+    ("GET", "/futures/data/globalLongShortAccountRatio"): Endpoint(figures.long_short_ratio, pool=STATISTICS, history=True),
+    ("GET", "/futures/data/takerlongshortRatio"): Endpoint(figures.taker_volume, pool=STATISTICS, history=True),
+    ("GET", "/futures/data/basis"): Endpoint(figures.basis, pool=STATISTICS, history=True),
+    ("GET", "/futures/data/delivery-price"): Endpoint(figures.delivery_prices, pool=STATISTICS, history=True),
     ("POST", "v1/order"): Endpoint(trading.place, SIGNED, 0, (1, 1)),
     ("PUT", "v1/order"): Endpoint(trading.modify, SIGNED, 0, (1, 1)),
     ("GET", "v1/order"): Endpoint(trading.query, SIGNED, 1),
@@ -134,10 +137,12 @@ class Rest:
         endpoint = ENDPOINTS.get((request.method, path.removeprefix(PREFIX)))
         if endpoint is None:
             return web.Response(status=404, text="<html><body><h2>404 Not found</h2></body></html>", content_type="text/html")
-        headers = {"x-sim-clock": self._clock_header}
+        began_ns = monotonic_ns()
+        headers = {"x-sim-clock": self._clock_header, "Server": "nginx"}
         account, status, value, text = -1, 0, None, None
         try:
-            body = (await request.read()).decode("utf-8", "surrogateescape")
+            sent = await request.read()
+            body = "" if request.method == "GET" else sent.decode("utf-8", "surrogateescape")
             account, value = await self._answer(endpoint, door, request.headers.get("X-MBX-APIKEY", ""), query=query, body=body)
             status = 200
         except ApiError as refusal:
@@ -158,11 +163,12 @@ class Rest:
         except Exception as error:  # the end of a request: the others live on
             failure(f"{request.method} {path}", error)
             status, value = 503, {"code": -1000, "msg": UNKNOWN_TEXT}
-        if endpoint.weighed:
+        if endpoint.pool is None:
             headers["x-mbx-used-weight-1m"] = str(self._venue.limiter.used_weight(self._venue.wall_ms()))
         if endpoint.orders is not None and account >= 0:
             short, long = self._venue.limiter.order_counts(account, self._venue.wall_ms())
             headers |= {"x-mbx-order-count-10s": str(short), "x-mbx-order-count-1m": str(long)}
+        headers["x-response-time"] = f"{(monotonic_ns() - began_ns) // MS}ms"
         return web.Response(body=text or msgspec.json.encode(value), status=status or 503, headers=headers | _JSON)
 
     def _verify(self, key: str, payload: bytes, signature: str) -> None:
@@ -176,7 +182,10 @@ class Rest:
     async def _answer(self, endpoint: Endpoint, door: str, key: str, *, query: str, body: str) -> tuple[int, Any]:
         venue, wall = self._venue, self._venue.wall_ms()
         params = Params(parse_pairs(query, body))
-        venue.limiter.weigh(endpoint.cost(params), wall, market_ms=venue.now_ms(), speed=venue.clock.speed)
+        if endpoint.pool is not None:
+            venue.limiter.draw(endpoint.pool, wall, market_ms=venue.now_ms(), speed=venue.clock.speed)
+        else:
+            venue.limiter.weigh(endpoint.cost(params), wall, market_ms=venue.now_ms(), speed=venue.clock.speed)
         if endpoint.history and venue.options.venue is not None:
             raise ApiError(-1020, msg=f"This operation is not supported: the market is a venue's own, ask {venue.options.venue.rest} for it.")
         account, sent, window = -1, 0, 0

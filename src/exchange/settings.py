@@ -9,7 +9,7 @@ from src.exchange import events
 from src.exchange.errors import ApiError
 from src.exchange.history import MarginMove
 from src.exchange.ledger import AccountState
-from src.exchange.margin import maintenance, max_notional
+from src.exchange.margin import maintenance, max_notional, order_notionals
 from src.exchange.orders import ZERO, PositionSide, q8
 from src.exchange.state import State
 
@@ -25,14 +25,13 @@ def set_leverage(state: State, account: AccountState, symbol: int, leverage: int
     held = [p for p in account.live_positions() if p.symbol == symbol]
     if held and old.isolated and leverage < old.leverage:
         raise ApiError(-4161)
-    top = max_notional(spec.brackets, leverage)
-    if any(abs(p.qty) * state.quotes.mark(symbol) > top for p in held):
+    top, largest = max_notional(spec.brackets, leverage), _largest(state, account, symbol)
+    if largest > top:
         raise ApiError(-2027)
     before = old.leverage
-    if held and leverage < before:
+    if largest and leverage < before:
         account.change_setting(symbol).leverage = leverage
-        total = state.summary(account)
-        if total.cross_wallet + total.cross_unrealised < total.initial:
+        if state.summary(account).free < 0:
             account.change_setting(symbol).leverage = before
             raise ApiError(-2028)
     account.change_setting(symbol).leverage = leverage
@@ -40,6 +39,16 @@ def set_leverage(state: State, account: AccountState, symbol: int, leverage: int
     if leverage != before:
         state.say(account.index, events.leverage_update(state, symbol, leverage))
     return {"symbol": spec.symbol, "leverage": leverage, "maxNotionalValue": format(top, "f")}
+
+
+def _largest(state: State, account: AccountState, symbol: int) -> Decimal:
+    """The largest notional that a position of the symbol may come to with its open orders."""
+    mark, orders = state.quotes.mark(symbol), list(state.orders_of(account.index, symbol))
+    found = ZERO
+    for side in account.sides():
+        notional, (bid, ask) = mark * account.held(symbol, side), order_notionals(orders, side, mark)
+        found = max(found, abs(notional + bid), abs(notional - ask))
+    return found
 
 
 def set_margin_type(state: State, account: AccountState, symbol: int, isolated: bool) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """What the venue does by itself once a market second: funding, liquidation, delivery, expiry of dated orders, the countdown of cancel-all.
 
-Liquidation: when a margin balance is at or below its maintenance margin on mark, open orders go (reason 5), the positions concerned are
-closed at mark price by an order whose client id begins with ``autoclose-``, the liquidation fee is taken as far as there is money left,
-and what is then missing is paid by the insurance fund (INSURANCE_CLEAR). There is no stepwise reduction.
+Liquidation: when a margin balance is at or below its maintenance margin on mark, open orders go (reason 5; those of all cross symbols, or of
+the isolated one), the positions concerned are closed at mark price by an order whose client id begins with ``autoclose-``, the liquidation
+fee is taken as far as there is money left, and what is then missing is paid by the insurance fund (INSURANCE_CLEAR). There is no stepwise
+reduction.
 """
 
 from __future__ import annotations
@@ -90,12 +91,14 @@ class Settlement:
 
     def _fund(self) -> None:
         state = self._state
+        due = {i: state.quotes.mark(i) for i in range(len(state.specs)) if state.quotes.settles(i, state.now_ms)}
+        state.settled_marks |= {(i, state.now_ms): mark for i, mark in due.items()}
         for account in state.accounts:
             for position in account.live_positions():
                 spec = state.specs[position.symbol]
-                if not state.quotes.settles(position.symbol, state.now_ms):
+                if position.symbol not in due:
                     continue
-                amount = q8(-position.qty * state.quotes.mark(position.symbol) * state.quotes.funding_rate(position.symbol, state.now_ms))
+                amount = q8(-position.qty * due[position.symbol] * state.quotes.funding_rate(position.symbol, state.now_ms))
                 isolated = account.setting(position.symbol).isolated
                 book_funding(account, position, isolated, amount)
                 state.touch(account)
@@ -139,11 +142,11 @@ class Settlement:
             state.say(account.index, events.margin_call(state, account, live, isolated))
 
     def _seize(self, account: AccountState, positions: list[Position], margin: Decimal) -> None:
-        """Close positions whose margin (a wallet, before unrealised results) is used up."""
-        state = self._state
-        symbols = {p.symbol for p in positions}
+        """Close positions whose margin (a wallet, before unrealised results) is used up; every order that it stood for goes first."""
+        state, own = self._state, positions[0].symbol
+        isolated = account.setting(own).isolated
         for order in list(state.open_orders[account.index].values()):
-            if order.symbol in symbols:
+            if order.symbol == own if isolated else not account.setting(order.symbol).isolated:
                 self._execution.expire(order, 5)
         left = margin
         for position in positions:

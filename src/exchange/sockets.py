@@ -36,19 +36,40 @@ HEADS = [frame(bytes(size))[:-size or None].decode("latin-1") for size in range(
 """What stands before a text of so many ASCII characters, as text: many frames are joined first and become bytes in one go."""
 
 
-class Connection:
-    """One client's socket. ``send`` gathers frames; ``flush`` writes them in one go."""
+class PerSecond:
+    """Counts what comes within a second; ``most`` 0 is without end."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._window_ns = self._count = 0
+
+    def too_many(self) -> bool:
+        """One more has come."""
+        now = monotonic_ns()
+        if now - self._window_ns >= SECOND_NS:
+            self._window_ns, self._count = now, 0
+        self._count += 1
+        return bool(self._most) and self._count > self._most
+
+
+class Connection:
+    """One client's socket. ``send`` gathers frames; ``flush`` writes them in one go.
+
+    ``api``: as at the WS API, where messages are not counted, pings and pongs are, and no pong but the answer to a ping keeps the connection.
+    """
+
+    def __init__(self, limits: Limits, *, api: bool = False) -> None:
         self._limits = limits
+        self._api = api
         self._socket = web.WebSocketResponse(autoping=False, compress=False, max_msg_size=MESSAGE_MAX, timeout=1.0)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
         self.lag_s = 0.0
         """What is sent arrives this much later, in order; for tests."""
         self._late: deque[tuple[float, bytes]] = deque()
-        self._window_ns = 0
-        self._messages = 0
+        self._messages = PerSecond(0 if api else limits.messages_per_second)
+        self._controls = PerSecond(limits.pings_per_second if api else 0)
+        self._pinged = b""
         self._pong_ns = monotonic_ns()
         self._born_ns = monotonic_ns()
 
@@ -117,29 +138,31 @@ class Connection:
         if now - self._pong_ns > self._limits.pong_within_s * SECOND_NS or now - self._born_ns > self._limits.connection_life_s * SECOND_NS:
             self.cut()
         elif ping:
-            self.send(frame(str(now // 1_000_000).encode(), PING))
+            self._pinged = str(now // 1_000_000).encode()
+            self.send(frame(self._pinged, PING))
             self.flush()
 
     async def messages(self) -> AsyncIterator[str]:
         """Text messages, until the client goes, sends binary, or sends too many in a second."""
         async for message in self._socket:
             if message.type is WSMsgType.TEXT:
-                if self._too_many():
+                if self._messages.too_many():
                     await self.close(POLICY_VIOLATION, b"Too many requests")
                     return
                 yield message.data
-            elif message.type is WSMsgType.PING:
-                self.send(frame(bytes(message.data), PONG))
-                self.flush()
-            elif message.type is WSMsgType.PONG:
-                self._pong_ns = monotonic_ns()
+            elif message.type in (WSMsgType.PING, WSMsgType.PONG):
+                if self._controls.too_many():
+                    await self.close(POLICY_VIOLATION, b"Too many requests")
+                    return
+                self._hear(message.type, bytes(message.data))
             elif message.type is WSMsgType.BINARY:
                 await self.close(POLICY_VIOLATION, b"Invalid request")
                 return
 
-    def _too_many(self) -> bool:
-        now = monotonic_ns()
-        if now - self._window_ns >= SECOND_NS:
-            self._window_ns, self._messages = now, 0
-        self._messages += 1
-        return bool(self._limits.messages_per_second) and self._messages > self._limits.messages_per_second
+    def _hear(self, kind: WSMsgType, payload: bytes) -> None:
+        """A ping is answered; a pong tells that the client lives."""
+        if kind is WSMsgType.PING:
+            self.send(frame(payload, PONG))
+            self.flush()
+        elif payload == self._pinged or not self._api:
+            self._pong_ns = monotonic_ns()

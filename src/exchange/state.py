@@ -105,6 +105,8 @@ class State:
         self.margin_moves: list[MarginMove] = []
         self.orders_by_client: list[dict[str, int]] = []
         self.algos_by_client: list[dict[str, int]] = []
+        self.settled_marks: dict[tuple[int, int], Decimal] = {}
+        """Mark prices that funding was settled at, by symbol and time; of this run alone."""
         self.ids = Ids()
         self.events: list[UserEvent] = []
         self.changes = Changes()

@@ -25,6 +25,7 @@ from src.exchange.venue import Venue
 
 PUBLIC, MARKET, PRIVATE, UNROUTED = "public", "market", "private", ""
 _PUBLIC_NAME = re.compile(r"!bookTicker|[^@!]+@(bookTicker|trade|depth(5|10|20)?(@(0|100|250|500)ms)?|rpiDepth@500ms)")
+_KEY_NAME = re.compile(r"[0-9a-zA-Z]{64}")
 _PATH = re.compile(r"(?:/(public|market|private))?/(ws|stream)(?:/(.*))?")
 ID_MAX = 64
 
@@ -158,16 +159,15 @@ class Streams:
     def _open_names(self, listener: Listener, path_names: str, query: str) -> bool:
         """Subscribe to what the URL names; False when it is too much."""
         names = [unquote(n) for n in path_names.split("/") if n]
-        key, last = None, ""
+        key = None
         for piece in query.split("&") if query else ():
             name, _, value = piece.partition("=")
             value = unquote(value)
             if name == "streams":
                 names += [n for n in value.split("/") if n]
-            elif name == "listenKey":
-                last = value
-                listener.keys[last] = frozenset() if self._venue.options.switches.events_required else None
-                key = last
+            elif name == "listenKey" and self._hears_users(listener):
+                key = value
+                listener.keys[key] = frozenset() if self._venue.options.switches.events_required else None
             elif name == "events" and key is not None:
                 listener.keys[key] = frozenset(value.split("/"))
         if len(names) > self._limits.streams_per_connection:
@@ -186,7 +186,7 @@ class Streams:
 
     def _subscribe(self, listener: Listener, name: str, silent: bool = False) -> None:
         listener.names[name] = None
-        if listener.route == PRIVATE:
+        if self._hears_users(listener) and (listener.route == PRIVATE or _KEY_NAME.fullmatch(name)):
             if not silent:
                 listener.keys.setdefault(name, None)
             return
@@ -199,6 +199,10 @@ class Streams:
             self._respoil(channel)
         (channel.combined if listener.combined else channel.raw)[listener.connection] = None
         self.changed += 1
+
+    def _hears_users(self, listener: Listener) -> bool:
+        """Whether listen keys mean anything there; elsewhere they are taken without a word, and nothing comes."""
+        return listener.route == PRIVATE or (listener.route == UNROUTED and self._venue.options.switches.unrouted_delivers_all)
 
     def _delivers_all(self, listener: Listener) -> bool:
         switches = self._venue.options.switches

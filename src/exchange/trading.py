@@ -306,4 +306,5 @@ def all_algos(call: Call) -> Any:
     start, end = (0, INT64_MAX) if first is not None else span_of(params, state.now_ms, 7)
     rows = [a for a in _my_algos(call) if a.symbol == symbol and a.id >= (first or 0)
             and start <= a.created_ms <= end]  # fmt: skip
-    return [payloads.algo_list_row(state, a) for a in rows[-limit:]]
+    rows = rows[:limit] if first is not None or params.get("startTime") is not None else rows[-limit:]
+    return [payloads.algo_list_row(state, a) for a in rows]

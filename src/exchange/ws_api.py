@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -91,7 +91,7 @@ class WsApi:
             venue.ws_limiter.weigh(HANDSHAKE_WEIGHT, venue.wall_ms(), market_ms=venue.now_ms(), speed=venue.clock.speed)
         except ApiError as refusal:
             return web.Response(status=refusal.status, body=msgspec.json.encode(refusal.body()), content_type="application/json")
-        connection = Connection(replace(venue.options.limits, messages_per_second=0))
+        connection = Connection(venue.options.limits, api=True)
         response = await connection.open(request)
         session = Session(venue.now_ms(), show_limits=request.query.get("returnRateLimits", "true").lower() != "false")
         self.connections[connection] = None
