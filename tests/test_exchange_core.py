@@ -9,6 +9,7 @@ import pytest
 from src.exchange.errors import ApiError
 from src.exchange.orders import ALGO_LIFE, ORDER_LIFE, AlgoEvent, AlgoStatus, OrderEvent, OrderStatus, PositionSide
 from src.exchange.settings import adjust_margin, set_hedge, set_leverage, set_margin_type
+from src.exchange.state import SETTLED_KEPT
 from tests.test_exchange_fake import T0, Desk
 
 FILL = ["TRADE_LITE", "ACCOUNT_UPDATE ORDER", "ORDER_TRADE_UPDATE TRADE"]
@@ -446,6 +447,13 @@ def test_funding_is_paid_at_its_hour_once() -> None:
     assert len(rows) == 1
     assert rows[0].amount == desk.account.wallet.funding != 0
     desk.check()
+
+
+def test_of_marks_that_funding_was_settled_at_the_latest_are_kept() -> None:
+    state = Desk().state
+    for n in range(SETTLED_KEPT + 5):
+        state.keep_settled({n: D(1)})
+    assert len(state.settled_marks) == SETTLED_KEPT and min(state.settled_marks)[0] == 5
 
 
 def test_an_isolated_position_pays_funding_from_its_own_margin() -> None:

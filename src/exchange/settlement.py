@@ -92,7 +92,7 @@ class Settlement:
     def _fund(self) -> None:
         state = self._state
         due = {i: state.quotes.mark(i) for i in range(len(state.specs)) if state.quotes.settles(i, state.now_ms)}
-        state.settled_marks |= {(i, state.now_ms): mark for i, mark in due.items()}
+        state.keep_settled(due)
         for account in state.accounts:
             for position in account.live_positions():
                 spec = state.specs[position.symbol]

@@ -6,7 +6,7 @@ is in ``open_algos`` exactly while its status is open. Every change of durable d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ FIRST_ORDER_ID = 8_389_766_000_000_000_000
 FIRST_ALGO_ID = 2_000_000_000_000
 FIRST_TRADE_ID = 7_000_000_000
 FIRST_TRAN_ID = 9_689_000_000_000
+SETTLED_KEPT = 20_000
 
 
 FAR_MS = 4_133_404_800_000
@@ -106,7 +107,7 @@ class State:
         self.orders_by_client: list[dict[str, int]] = []
         self.algos_by_client: list[dict[str, int]] = []
         self.settled_marks: dict[tuple[int, int], Decimal] = {}
-        """Mark prices that funding was settled at, by symbol and time; of this run alone."""
+        """Mark prices that funding was settled at, by symbol and time; of this run alone, and the latest ones."""
         self.ids = Ids()
         self.events: list[UserEvent] = []
         self.changes = Changes()
@@ -131,6 +132,12 @@ class State:
         self.algos_by_client.append({})
 
     # ------------------------------------------------------------------ keeping
+
+    def keep_settled(self, marks: Mapping[int, Decimal]) -> None:
+        """Funding is settled now at these marks of symbols."""
+        self.settled_marks |= {(symbol, self.now_ms): mark for symbol, mark in marks.items()}
+        while len(self.settled_marks) > SETTLED_KEPT:
+            self.settled_marks.pop(next(iter(self.settled_marks)))
 
     def keep_order(self, order: Order) -> None:
         """Store a new or changed order and keep the indexes true."""
