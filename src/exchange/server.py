@@ -69,7 +69,7 @@ def build(options: ExchangeOptions, source: Market | None, books: Books | None, 
     now = epoch_ms()
     resumed_ms = 0
     if kept is not None:
-        resumed_ms = kept.now_ms + (0 if kept.clean else int(UNSAVED_S * 1000 * options.speed))
+        resumed_ms = kept.now_ms + (0 if kept.clean else int(UNSAVED_S * 1000 * kept.snapshot.speed))
         now = max(now, resumed_ms)
     if source is None:
         source = open_market(options.market, symbols=options.symbols, seed=options.seed, path=options.path, now_ms=now, start=options.start,
@@ -166,7 +166,19 @@ async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], sto
 
     Over a venue's market it is ready once that is seen; Retryable: the venue does not answer.
     """
-    books = Books(options.books_dir) if options.books_dir else None
+    if not options.books_dir:
+        await _open(options, on_ready, stop, source, open_market, None)
+        return
+    books = Books(options.books_dir)
+    try:
+        books.lock()
+        await _open(options, on_ready, stop, source, open_market, books)
+    finally:
+        books.close()
+
+
+async def _open(options: ExchangeOptions, on_ready: Callable[[Ready], None], stop: asyncio.Event, source: Market | None, open_market: Open,
+                books: Books | None) -> None:  # fmt: skip
     kept = books.load() if books is not None else None
     if source is not None or options.venue is None:
         await _serve(build(options, source, books, kept, open_market), books, on_ready, stop)
@@ -213,8 +225,6 @@ async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], 
         venue.stop()
         await server.close()
         await runner.cleanup()
-        if books is not None:
-            books.close()
         lifecycle("the local exchange has stopped")
 
 

@@ -73,9 +73,10 @@ class Changes:
         self.jumps: list[tuple[int, int, int]] = []
         self.amendments: list[Amendment] = []
         self.margin_moves: list[MarginMove] = []
+        self.countdowns = False
 
     def __bool__(self) -> bool:
-        rows = self.fills or self.incomes or self.jumps or self.amendments or self.margin_moves
+        rows = self.fills or self.incomes or self.jumps or self.amendments or self.margin_moves or self.countdowns
         return bool(self.orders or self.algos or self.accounts or rows)
 
 
@@ -105,6 +106,7 @@ class State:
         self.margin_moves: list[MarginMove] = []
         self.orders_by_client: list[dict[str, int]] = []
         self.algos_by_client: list[dict[str, int]] = []
+        self.countdowns: dict[tuple[int, int], int] = {}
         self.ids = Ids()
         self.events: list[UserEvent] = []
         self.changes = Changes()
@@ -172,6 +174,14 @@ class State:
     def keep_margin_move(self, row: MarginMove) -> None:
         self.margin_moves.append(row)
         self.changes.margin_moves.append(row)
+
+    def keep_countdown(self, account: int, symbol: int, due_ms: int | None) -> None:
+        """When the symbol's orders are to be cancelled; None: never."""
+        if due_ms is None:
+            self.countdowns.pop((account, symbol), None)
+        else:
+            self.countdowns[account, symbol] = due_ms
+        self.changes.countdowns = True
 
     def touch(self, account: AccountState) -> None:
         account.updated_ms = self.now_ms
