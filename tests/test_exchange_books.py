@@ -19,8 +19,8 @@ from src.exchange.errors import ApiError
 from src.exchange.jumps import JumpingMarket
 from src.exchange.options import Account, ExchangeOptions
 from src.exchange.orders import AlgoStatus
-from src.exchange.settings import set_leverage, set_margin_type
 from src.exchange.server import UNSAVED_S, build
+from src.exchange.settings import set_leverage, set_margin_type
 from src.exchange.state import Ids
 from tests.test_exchange_fake import T0, Desk, FakeMarket
 from tests.test_exchange_ledger import act
