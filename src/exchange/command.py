@@ -21,7 +21,7 @@ from src.error_handler import AegisError, failure, setup_logging
 from src.exchange.faults import Rule, parse_rule, read_rules
 from src.exchange.market import KINDS
 from src.exchange.opening import open_market
-from src.exchange.options import DEFAULT_ACCOUNT, Account, ExchangeOptions, Limits, Switches, VenueUrls
+from src.exchange.options import DEFAULT_ACCOUNT, LATENCY_MS_MAX, Account, ExchangeOptions, Limits, Switches, VenueUrls
 from src.exchange.server import Ready, serve
 
 
@@ -104,7 +104,7 @@ def options_of(argv: list[str]) -> ExchangeOptions:
     parser.add_argument("--symbols", default="", help="BTCUSDT,ETHUSDT; the market's own choice when left out")
     parser.add_argument("--account", type=_account, action="append", help="KEY:SECRET:BALANCE, once for each account; SECRET may be ed25519=PEM")
     parser.add_argument("--speed", type=_speed, default=1.0)
-    parser.add_argument("--latency-ms", type=_whole(0, 60_000), default=20)
+    parser.add_argument("--latency-ms", type=_whole(0, LATENCY_MS_MAX), default=20)
     parser.add_argument("--books", help="directory in which to keep the books and find them again")
     parser.add_argument("--path", help="the recording, for --market replay and frames")
     parser.add_argument("--start", default="", help="where live trading begins in the recording, such as 2025-05-05T14:30 (UTC)")

@@ -110,7 +110,7 @@ class Server:
         self._feeds = Feeds(venue, self.streams)
         self._rest = Rest(venue)
         self._ws_api = WsApi(venue)
-        self.mishaps = Mishaps(venue, self.streams)
+        self.mishaps = Mishaps(venue, self.streams, self._ws_api.cut_all)
         self._control = Control(venue, self.streams, self.mishaps) if venue.options.control else None
         venue.listen(self._feeds)
         self.app = web.Application(client_max_size=BODY_MAX)

@@ -26,6 +26,9 @@ FIRST_TRAN_ID = 9_689_000_000_000
 
 FAR_MS = 4_133_404_800_000
 CLOSED = "CLOSE"
+STATUSES = ("PENDING_TRADING", "TRADING", "PRE_DELIVERING", "DELIVERING", "DELIVERED", "PRE_SETTLE", "SETTLING", CLOSED, "TRADING_HALT",
+            "TRADING_CANCEL_ONLY")  # fmt: skip
+"""Of a contract, as the venue names them."""
 
 
 class Standing(NamedTuple):

@@ -221,6 +221,10 @@ class WsApi:
         for connection in list(self.connections):
             connection.keep_alive(ping)
 
+    def cut_all(self) -> None:
+        for connection in self.connections:
+            connection.cut()
+
     async def close_all(self) -> None:
         for connection in list(self.connections):
             await connection.close(1001)
