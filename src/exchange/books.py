@@ -108,7 +108,8 @@ class Kept:
         state = core.state
         keys = [a.key for a in core.options.accounts]
         if self.snapshot.keys != keys[: len(self.snapshot.keys)]:
-            raise Fatal("the exchange's books are of other accounts: use another directory, or the same accounts in the same order")
+            raise Fatal("the exchange's books are of other accounts: use another directory, or the same accounts in the same order",
+                        setting=SETTING)  # fmt: skip
         place = self._symbols(state)
         for account in self.accounts.values():
             self._restore_account(state, account, place)
@@ -148,7 +149,8 @@ class Kept:
         missing = [name for name in self.held() if name not in state.index]
         if missing:
             names = ", ".join(missing)
-            raise Fatal(f"the exchange's books hold positions or orders in {names}: list these symbols too, or use another directory")
+            raise Fatal(f"the exchange's books hold positions or orders in {names}: list these symbols too, or use another directory",
+                        setting=SETTING)  # fmt: skip
         return place
 
     @staticmethod
@@ -202,9 +204,9 @@ class Books:
         try:
             snapshot = msgspec.json.decode(path.read_bytes(), type=Snapshot)
         except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise Fatal(f"the exchange's snapshot {path} cannot be read: {error}") from None
+            raise Fatal(f"the exchange's snapshot {path} cannot be read: {error}", setting=SETTING, value=str(path)) from None
         if snapshot.version != VERSION:
-            raise Fatal(f"the exchange's snapshot {path} is of version {snapshot.version}, and this reads version {VERSION}")
+            raise Fatal(f"the exchange's snapshot {path} is of version {snapshot.version}, and this reads version {VERSION}", setting=SETTING)
         self._generation = snapshot.generation
         kept = Kept(snapshot)
         log = self._log_path(snapshot.generation)
@@ -226,7 +228,7 @@ class Books:
             return
         if any(_decoded(raw) is not None for raw in data[read:].splitlines(keepends=True)[1:]):
             raise Fatal(f"the exchange's log {path} is damaged {read} bytes from its start, and goes on behind: use another directory, "
-                        "or cut it off there")  # fmt: skip
+                        "or cut it off there", setting=SETTING, value=str(path))  # fmt: skip
         warn("the exchange's books ended in the middle of a line", bytes_lost=len(data) - read)
 
     # ------------------------------------------------------------------ writing
@@ -331,7 +333,7 @@ class Books:
                     path.unlink()
         except OSError as error:
             self._failed = True
-            raise Fatal(f"the exchange's books cannot be written to {self._dir}: {error.strerror}") from None
+            raise Fatal(f"the exchange's books cannot be written to {self._dir}: {error.strerror}", setting=SETTING) from None
 
     def _sync_directory(self) -> None:
         handle = os.open(self._dir, os.O_RDONLY)

@@ -159,7 +159,7 @@ def read_rules(data: bytes) -> tuple[Rule, ...]:
     """A JSON list of rules. Fatal, with the reason."""
     try:
         return msgspec.json.decode(data, type=tuple[Rule, ...])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Fatal(f"these are no faults: {error}") from None
 
 

@@ -109,7 +109,8 @@ class Mishaps:
         for kinds, doors, what in ((OF_A_CONTRACT | STOPS, symbols, "symbol"), (OF_ROUTES, ROUTES, "route"), (REQUESTS, DOORS, "door")):
             whole = rule.door == "*" and rule.kind not in OF_A_CONTRACT - {Kind.VANISH}
             if rule.kind in kinds and rule.door not in doors and not whole:
-                raise ValueError(f"there is no {what} {rule.door!r}")
+                known = "such as POST v1/order or order.place" if doors is DOORS else f"but {', '.join([*doors][:3])}"
+                raise ValueError(f"there is no {what} {rule.door!r}, {known}")
 
     def mute(self, route: str, on: bool) -> None:
         """A route goes silent, or speaks again, until told otherwise. ValueError: no such route."""

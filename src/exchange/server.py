@@ -97,7 +97,7 @@ def http_log() -> logging.Logger:
     """Where the HTTP library speaks: bytes that are no HTTP are answered 400, and are nothing to write down."""
     log = logging.getLogger("aegis.http")
     if not log.filters:
-        log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+        log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError)))
     return log
 
 
@@ -119,7 +119,8 @@ class Server:
     async def _route(self, request: web.Request) -> web.StreamResponse:
         try:
             return await self._door(request)
-        except (ConnectionError, UnicodeEncodeError):  # the client has gone, or its handshake is so odd that it cannot be quoted
+        except (ConnectionError, UnicodeEncodeError, web.RequestPayloadError):
+            # the client has gone, its handshake is so odd that it cannot be quoted, or its body is not what it announced
             return web.Response(status=400)
 
     async def _door(self, request: web.Request) -> web.StreamResponse:
@@ -156,8 +157,7 @@ class Server:
             self.streams.expire_keys()
 
     async def close(self) -> None:
-        await self.streams.close_all()
-        await self._ws_api.close_all()
+        await asyncio.gather(self.streams.close_all(), self._ws_api.close_all())
 
 
 async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], stop: asyncio.Event, source: Market | None = None, *,
@@ -197,12 +197,14 @@ async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], 
     runner = web.AppRunner(server.app, access_log=None, logger=http_log(), shutdown_timeout=0.5, handler_cancellation=True)
     await runner.setup()
     tasks: list[asyncio.Task[None]] = []
+    ready = False
     try:
         site = web.TCPSite(runner, options.host, options.port, backlog=512)
         try:
             await site.start()
         except OSError as error:
-            raise Fatal(f"the local exchange cannot listen on {options.host}:{options.port}: {error.strerror or error}") from None
+            raise Fatal(f"the local exchange cannot listen on {options.host}:{options.port}: {error.strerror or error}", setting="PORT",
+                        value=options.port) from None  # fmt: skip
         port = runner.addresses[0][1]
         venue.on_failure = stop.set
         venue.start()
@@ -213,6 +215,7 @@ async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], 
             tasks[-1].add_done_callback(partial(_ended, venue))
             await _first_sight(watch, stop)
         if not stop.is_set():
+            ready = True
             on_ready(ready_at(options.host, port, venue.clock))
         await stop.wait()
         if venue.failed is not None:
@@ -225,7 +228,8 @@ async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], 
         venue.stop()
         await server.close()
         await runner.cleanup()
-        lifecycle("the local exchange has stopped")
+        if ready:
+            lifecycle("the local exchange has stopped")
 
 
 def _ended(venue: Venue, task: asyncio.Task[None]) -> None:
