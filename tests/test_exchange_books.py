@@ -106,6 +106,13 @@ def test_damage_with_whole_lines_behind_it_stops_the_exchange_and_destroys_nothi
             Books(str(tmp_path)).load()
 
 
+def test_a_log_that_is_missing_stops_the_exchange(tmp_path: Path) -> None:
+    kept_desk(tmp_path)
+    next(tmp_path.glob("log-*.jsonl")).unlink()
+    with pytest.raises(Fatal, match="is missing"):
+        Books(str(tmp_path)).load()
+
+
 def test_what_a_full_disk_cuts_short_is_taken_back_and_nothing_follows_it(tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk: it too takes a part of a line, and refuses the rest."""
     desk, books = kept_desk(tmp_path)
@@ -135,6 +142,7 @@ def test_a_directory_has_one_exchange(tmp_path: Path) -> None:
     first.lock()
     with pytest.raises(Fatal, match="another exchange"):
         second.lock()
+    second.close()
     first.close()
     second.lock()
     second.close()

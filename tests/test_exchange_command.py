@@ -99,6 +99,26 @@ def test_what_only_the_market_or_the_disk_can_tell_to_be_wrong_is_one_line_too(a
     assert named in ended.stderr
 
 
+async def test_books_are_one_exchange_s_and_of_one_market(tmp_path: Path) -> None:
+    argv = ["--port", "0", "--symbols", "BTCUSDT,ETHUSDT", "--books", str(tmp_path)]
+    process, _ = await start("--books", str(tmp_path))
+    try:
+        assert await refusal(*argv) == f"exchange: argument --books: the exchange's books cannot be kept in {tmp_path}: another exchange keeps its " \
+                                       "books there: stop it, or give this one a directory of its own\n"  # fmt: skip
+    finally:
+        process.kill()
+        await process.wait()
+    assert "with an empty --books" in await refusal(*argv, "--seed", "2")
+
+
+async def refusal(*argv: str) -> str:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "src.exchange.command", *argv, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    said = await asyncio.wait_for(process.stderr.read(), START_S)
+    assert await process.wait() == 2
+    return said.decode()
+
+
 def tear(books: Path) -> None:
     with open(next(books.glob("log-*")), "ab") as log:
         log.write(b'{"t":1')

@@ -191,6 +191,7 @@ class Books:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
+            self._lock = -1
             why = "another exchange keeps its books there: stop it, or give this one a directory of its own"
             raise Fatal(f"the exchange's books cannot be kept in {self._dir}: {why}", setting=SETTING, value=str(self._dir)) from None
 
@@ -210,8 +211,9 @@ class Books:
         self._generation = snapshot.generation
         kept = Kept(snapshot)
         log = self._log_path(snapshot.generation)
-        if log.exists():
-            self._replay(log, kept)
+        if not log.exists():  # it is made before the snapshot that names it
+            raise Fatal(f"the exchange's log {log} is missing: bring it back, or use another directory", setting=SETTING, value=str(log))
+        self._replay(log, kept)
         return kept
 
     @staticmethod

@@ -183,7 +183,7 @@ def _venue(parser: _Parser, given: argparse.Namespace) -> VenueUrls | None:
 def _worded(error: Fatal) -> str:
     """What is wrong with what was asked for, in one line and in the names of the command line."""
     setting = str(error.fields.get("setting", ""))
-    option, text = OPTIONS.get(setting, ""), " ".join(str(error).split())
+    option, text = OPTIONS.get(setting, ""), " ".join(str(error).split()).replace("STATE_DIR", "--books")
     text = text.replace(f"{setting}=", f"{option} ").replace(setting, option) if option else text
     return f"argument {option}: {text}" if option and option not in text else text
 
