@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from src.clock import iso
 
@@ -101,9 +101,9 @@ class _Formatter(logging.Formatter):
         return redact(f"{iso(record.created * 1000)} {level:<8} {self._process:<12} {message}{extra}" + (f"\n{trace}" if trace else ""))
 
 
-def setup_logging(process: str, level: str = "WARNING", fmt: str = "text") -> None:
-    """Root logger to standard output, one line a record. ``fmt``: ``text`` or ``json``."""
-    handler = logging.StreamHandler(sys.stdout)
+def setup_logging(process: str, level: str = "WARNING", fmt: str = "text", out: TextIO | None = None) -> None:
+    """Root logger to standard output, or to ``out``, one line a record. ``fmt``: ``text`` or ``json``."""
+    handler = logging.StreamHandler(out or sys.stdout)
     handler.setFormatter(_Formatter(process, fmt == "json"))
     root = logging.getLogger()
     root.handlers[:] = [handler]

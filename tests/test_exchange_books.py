@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from contextlib import suppress
 from dataclasses import replace
 from decimal import Decimal
@@ -18,6 +19,7 @@ from src.exchange.errors import ApiError
 from src.exchange.jumps import JumpingMarket
 from src.exchange.options import Account, ExchangeOptions
 from src.exchange.orders import AlgoStatus
+from src.exchange.server import UNSAVED_S, build
 from src.exchange.settings import set_leverage, set_margin_type
 from src.exchange.state import Ids
 from tests.test_exchange_fake import T0, Desk, FakeMarket
@@ -90,6 +92,79 @@ def test_rubbish_at_the_end_of_the_log_is_left_out(tmp_path: Path) -> None:
         log.write_bytes(whole)
 
 
+def test_damage_with_whole_lines_behind_it_stops_the_exchange_and_destroys_nothing(tmp_path: Path) -> None:
+    desk, books = kept_desk(tmp_path)
+    for _ in range(3):
+        desk.order("BUY", "MARKET", "0.1")
+        books.write(desk.state.changes)
+        desk.state.changes.clear()
+    log = next(tmp_path.glob("log-*.jsonl"))
+    first, second, third = log.read_bytes().splitlines(keepends=True)
+    for damaged in (b"{" + second, b"\0" * 300 + b"\n", second[:40] + b"\xff" + second[41:]):
+        log.write_bytes(first + damaged + third)
+        with pytest.raises(Fatal, match=f"damaged {len(first)} bytes"):
+            Books(str(tmp_path)).load()
+
+
+def test_a_log_that_is_missing_stops_the_exchange(tmp_path: Path) -> None:
+    kept_desk(tmp_path)
+    next(tmp_path.glob("log-*.jsonl")).unlink()
+    with pytest.raises(Fatal, match="is missing"):
+        Books(str(tmp_path)).load()
+
+
+def test_what_a_full_disk_cuts_short_is_taken_back_and_nothing_follows_it(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: it too takes a part of a line, and refuses the rest."""
+    desk, books = kept_desk(tmp_path)
+    desk.order("BUY", "MARKET", "0.1")
+    books.write(desk.state.changes)
+    wanted = picture(desk.core)
+    desk.state.changes.clear()
+    log = next(tmp_path.glob("log-*.jsonl"))
+    whole = log.stat().st_size
+    desk.order("BUY", "MARKET", "0.1")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole + 100, limits[1]))
+    try:
+        with pytest.raises(Fatal, match="cannot be written"):
+            books.write(desk.state.changes)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert log.stat().st_size == whole
+    with pytest.raises(Fatal, match="failed before"):
+        books.write(desk.state.changes)
+    books.close()
+    assert picture(reopened(tmp_path, desk.market)) == wanted
+
+
+def test_a_directory_has_one_exchange(tmp_path: Path) -> None:
+    first, second = Books(str(tmp_path)), Books(str(tmp_path))
+    first.lock()
+    with pytest.raises(Fatal, match="another exchange"):
+        second.lock()
+    second.close()
+    first.close()
+    second.lock()
+    second.close()
+
+
+def test_a_countdown_goes_on_after_a_restart(tmp_path: Path) -> None:
+    desk, books = kept_desk(tmp_path)
+    order = desk.limit("BUY", "0.1", "50000")
+    desk.core.settlement.countdown(0, 0, 1500)
+    desk.core.settlement.countdown(0, 1, 1500)
+    books.write(desk.state.changes)
+    desk.state.changes.clear()
+    desk.core.settlement.countdown(0, 1, 0)
+    books.write(desk.state.changes)
+    core = reopened(tmp_path, desk.market)
+    assert core.state.countdowns == {(0, 0): T0 + 1500}
+    core.advance(T0 + 1499)
+    assert core.state.orders[order.id].open
+    core.advance(T0 + 1501)
+    assert core.state.orders[order.id].status == "CANCELED"
+
+
 def test_a_new_generation_holds_the_same_and_the_old_log_is_gone(tmp_path: Path) -> None:
     desk, books = kept_desk(tmp_path)
     set_leverage(desk.state, desk.account, 0, 7)
@@ -104,6 +179,7 @@ def test_a_new_generation_holds_the_same_and_the_old_log_is_gone(tmp_path: Path)
     core = reopened(tmp_path, desk.market)
     again = Books(str(tmp_path))
     assert again.load() is not None
+    (tmp_path / "log-0.jsonl").write_text("left behind by a kill")
     again.begin(core, {})
     again.close()
     assert [p.name for p in tmp_path.glob("log-*")] == ["log-2.jsonl"]
@@ -180,6 +256,17 @@ def test_beats_keep_the_time(tmp_path: Path) -> None:
     books.close()
     kept = Books(str(tmp_path)).load()
     assert kept is not None and kept.clean
+
+
+def test_time_does_not_go_back_when_a_fast_exchange_was_killed_and_the_next_is_slow(tmp_path: Path) -> None:
+    """What it has shown since its last beat, it showed at its own speed."""
+    desk = Desk(*SYMBOLS, balance="20000", speed=60.0)
+    books = Books(str(tmp_path))
+    books.begin(desk.core, {})
+    kept = Books(str(tmp_path)).load()
+    assert kept is not None and not kept.clean
+    venue = build(ExchangeOptions(market="replay", accounts=desk.core.options.accounts), desk.market, None, kept)
+    assert venue.clock.t0_ms >= T0 + UNSAVED_S * 1000 * 60
 
 
 def test_ids_start_where_the_venue_s_would() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -75,13 +76,70 @@ async def test_a_killed_exchange_comes_back_with_its_books(tmp_path: Path) -> No
         ["--switch", "timeout_status=7"], ["--account", "k:env=NOT_SET:1"],
         ["--rest-url", "http://x"], ["--market", "binance", "--rest-url", "http://x", "--market-url", "ws://x"],
         ["--market", "binance", "--rest-url", "http://x", "--market-url", "ws://x", "--public-url", "ws://x", "--speed", "2"],
+        ["--account", "k:s:1e30"], ["--account", "k:s:NaN"], ["--account", "k k:s:1"], ["--account", "k:ed25519=garbage:1"],
+        ["--limit", "ping_every_s=nan"], ["--limit", "listen_key_life_s=inf"], ["--limit", "connections=1e3"], ["--seed", "9" * 5000],
+        ["--switch", "timeout_status=7"], ["--fault", "drop,for_s=inf"], ["--fault", "cut,after_s=nan"], ["--books", ""],
+        ["--start", "2025-01-01"], ["--path", "x"], ["--market", "binance", "--rest-url", "x", "--market-url", "ws://x", "--public-url", "ws://x"],
         ["--port", "70000"], ["--latency-ms", "-5"], ["--nonsense"], ["--account", "a:b:1", "--account", "a:c:1"],
         ["--edge", "0.3"], ["--edge", "nan"], ["--edge", "0.1", "--market", "binance"],
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_one_line_and_exit_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    said = capsys.readouterr()
+    assert len(said.err.splitlines()) == 1 and len(said.err) < 600 and not said.out
+
+
+@pytest.mark.parametrize(("argv", "named"), [
+    (["--symbols", "NOPE"], "--symbols: symbol 'NOPE'"), (["--market", "replay", "--path", "/nowhere"], "--path /nowhere"),
+    (["--market", "frames", "--path", "/nowhere"], "--path /nowhere"), (["--books", "/proc/nowhere"], "--books"),
+    (["--fault", "halt,door=NOPEUSDT"], "--fault: the fault halt: there is no symbol 'NOPEUSDT'"),
+    (["--fault", "unknown_after,door=POST v1/oder"], "there is no door 'POST v1/oder'"), (["--fault", "cut,door=privat"], "no route 'privat'")],
+)  # fmt: skip
+def test_what_only_the_market_or_the_disk_can_tell_to_be_wrong_is_one_line_too(argv: list[str], named: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "src.exchange.command", "--port", "0", *argv]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=START_S)
+    assert (ended.returncode, len(ended.stderr.splitlines()), ended.stdout) == (2, 1, "")
+    assert named in ended.stderr
+
+
+async def test_books_are_one_exchange_s_and_of_one_market(tmp_path: Path) -> None:
+    argv = ["--port", "0", "--symbols", "BTCUSDT,ETHUSDT", "--books", str(tmp_path)]
+    process, _ = await start("--books", str(tmp_path))
+    try:
+        assert await refusal(*argv) == f"exchange: argument --books: the exchange's books cannot be kept in {tmp_path}: another exchange keeps its " \
+                                       "books there: stop it, or give this one a directory of its own\n"  # fmt: skip
+    finally:
+        process.kill()
+        await process.wait()
+    assert "with an empty --books" in await refusal(*argv, "--seed", "2")
+
+
+async def refusal(*argv: str) -> str:
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "src.exchange.command", *argv, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    said = await asyncio.wait_for(process.stderr.read(), START_S)
+    assert await process.wait() == 2
+    return said.decode()
+
+
+def tear(books: Path) -> None:
+    with open(next(books.glob("log-*")), "ab") as log:
+        log.write(b'{"t":1')
+
+
+async def test_standard_output_holds_the_addresses_and_nothing_else(tmp_path: Path) -> None:
+    """Also when there is something to say before, such as that the last one was killed in the middle of a line."""
+    argv = ("--books", str(tmp_path))
+    process, _ = await start(*argv)
+    process.kill()
+    await process.wait()
+    tear(tmp_path)
+    process, urls = await start(*argv)
+    assert urls["rest"].startswith("http://127.0.0.1:")
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None and await process.stdout.read() == b""
+    assert await process.wait() == 0
 
 
 def test_options_come_from_the_command_line() -> None:

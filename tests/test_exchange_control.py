@@ -45,7 +45,7 @@ async def test_a_flooded_route_sends_every_frame_so_many_times(client: Client) -
     await client.control("flood", route="market", copies=3)
     await socket.ask({"method": "SUBSCRIBE", "params": [TRADES], "id": 1})
     ids = [(await socket.next())["a"] for _ in range(9)]
-    assert ids == [ids[0]] * 3 + [ids[0] + 1] * 3 + [ids[0] + 2] * 3
+    assert ids == [n for n in ids[::3] for _ in range(3)] and len(set(ids)) == 3
     status, _ = await client.raw("POST", "/control/flood", json={"route": "private", "copies": 2})
     assert status == 400
 
@@ -89,3 +89,15 @@ async def test_money_comes_and_goes_and_is_told_and_listed(client: Client) -> No
 async def test_a_price_that_cannot_be_is_refused(client: Client, price: str) -> None:
     status, answer = await client.raw("POST", "/control/price", json={"symbol": "BTCUSDT", "price": price})
     assert status == 400 and "error" in answer
+
+
+@pytest.mark.parametrize(("action", "body"), [
+    ("symbol", {"delivery_ms": 1e30}), ("symbol", {"delivery_ms": -1}), ("symbol", {"status": "nonsense"}), ("latency", {"latency_ms": 60_001}),
+    ("latency", {"latency_ms": 1e18})])  # fmt: skip
+async def test_what_nobody_could_live_with_is_refused(client: Client, action: str, body: dict[str, Any]) -> None:
+    assert (await client.raw("POST", f"/control/{action}", json={"symbol": "BTCUSDT"} | body))[0] == 400
+    await client.get("v1/exchangeInfo")
+
+
+async def test_a_body_of_endless_depth_is_refused(client: Client) -> None:
+    assert (await client.raw("POST", "/control/fault", data='{"a":' * 60_000))[0] == 400

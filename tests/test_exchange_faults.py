@@ -15,7 +15,7 @@ import pytest
 
 from src.error_handler import Fatal
 from src.exchange.command import main, options_of
-from src.exchange.faults import Faults, Kind, Rule, exempt, parse_rule, read_rules
+from src.exchange.faults import RULES_MAX, Faults, Kind, Rule, exempt, parse_rule, read_rules
 from src.exchange.mishaps import CHAOS
 from src.exchange.params import Params
 from tests.test_exchange_streams import LIVELY, lively
@@ -228,12 +228,13 @@ async def test_the_ws_api_has_the_same_faults(client: Client) -> None:
 
 @pytest.mark.parametrize(("kind", "status"), [("maintenance", 503), ("restricted", 451)])
 async def test_a_venue_closed_to_all_answers_at_no_door(client: Client, kind: str, status: int) -> None:
-    socket = await client.socket(client.ready.market + "/ws")
+    socket, ws_api = await client.socket(client.ready.market + "/ws"), await client.socket(client.ready.ws_api)
     await client.control("fault", kind=kind, for_s=0.5)
     got, body = await client.raw("GET", "/fapi/v1/ping")
     assert got == status
     assert kind == "maintenance" or "restricted location" in body["msg"]
     assert (await socket.frame()).type is not aiohttp.WSMsgType.TEXT, "who was connected is cut"
+    assert (await ws_api.frame()).type is not aiohttp.WSMsgType.TEXT, "at the WS API too"
     for url in (client.ready.market + "/ws", client.ready.ws_api):
         with pytest.raises(aiohttp.WSServerHandshakeError, match=str(status)):
             await client.socket(url)
@@ -417,6 +418,20 @@ async def test_sockets_of_a_route_are_cut_by_script_again_and_again(client: Clie
     assert (await public.ask({"method": "LIST_SUBSCRIPTIONS", "id": 1}))["result"] == []
 
 
+async def test_what_happens_again_and_again_ends_with_its_span_and_keeps_to_its_rate(client: Client) -> None:
+    async def struck() -> list[int]:
+        return [f["hits"] for f in (await client.raw("GET", "/control/faults"))[1]]
+
+    await client.control("fault", kind="cut", door="market", delay_s=0.05, for_s=0.3)
+    await client.control("fault", kind="cut", door="market", delay_s=0.01, rate=0.1, seed=3, count=3)
+    await client.control("fault", kind="cut", door="public", delay_s=0.01, after=1000)
+    seen = [await struck()]
+    while len(seen[-1]) > 1:
+        seen.append(await struck())
+    assert 1 < max(hits[0] for hits in seen if len(hits) == 3 or hits[0] > 3) <= 7
+    assert seen[-1] == [0], "those that pass unharmed are still being counted"
+
+
 # ------------------------------------------------------------------ conditional orders
 
 
@@ -480,6 +495,32 @@ async def test_a_contract_stops_trading_and_comes_back(moving: Client) -> None:
     await moving.good("POST", "v1/order", **ORDER)
 
 
+async def standing(client: Client) -> str:
+    return str((await client.get("v1/exchangeInfo"))["symbols"][0]["status"])
+
+
+async def test_halts_overlap_and_the_last_to_end_lets_trade(client: Client) -> None:
+    await client.control("fault", kind="halt", door="BTCUSDT", for_s=0.3)
+    await client.control("fault", kind="halt", door="BTCUSDT")
+    while len((await client.raw("GET", "/control/faults"))[1]) > 1:
+        await asyncio.sleep(0.01)
+    assert await client.code("POST", "v1/order", **ORDER) == -4140
+    await client.control("clear_faults")
+    await client.good("POST", "v1/order", **ORDER)
+
+
+async def test_a_contract_that_ends_while_it_is_halted_stays_ended(client: Client) -> None:
+    socket = await client.socket(client.ready.market + "/ws/!contractInfo")
+    await client.control("fault", kind="halt", door="BTCUSDT")
+    await client.control("fault", kind="delist", door="BTCUSDT")
+    told = await socket.until(lambda m: m["cs"] == "CLOSE")
+    assert {m["cs"] for m in told[:-1]} == {"SETTLING"}
+    await client.control("clear_faults")
+    await client.control("fault", kind="halt", door="BTCUSDT", for_s=0.01)
+    await client.control("fault", kind="delist", door="BTCUSDT", delay_s=100)
+    assert await client.code("POST", "v1/order", **ORDER) == -4141
+
+
 async def test_a_contract_is_delisted_and_settled() -> None:
     """Announced by its delivery date; then orders expire, positions are settled at mark, and nothing trades."""
     async with exchange(options(speed=20.0), lively()) as client:
@@ -540,9 +581,22 @@ async def test_faults_are_told_with_how_often_they_struck(client: Client) -> Non
     assert (await client.raw("GET", "/control/faults"))[1] == []
 
 
+async def test_the_price_rises_no_further_than_prices_go(moving: Client) -> None:
+    for _ in range(30):
+        await moving.control("fault", kind="gap", door="BTCUSDT", size=9)
+    assert Decimal((await moving.get("v1/ticker/price", symbol="BTCUSDT"))["price"]) == Decimal("214748364.7")
+    socket = await moving.socket(f"{moving.ready.market}/ws/{TRADES}")
+    for _ in range(5):
+        await socket.next()
+
+
 @pytest.mark.parametrize(
     "body",
-    [{"kind": "nonsense"}, {"kind": "drop", "rate": 2}, {"kind": "drop", "nonsense": 1}, {"kind": "gap", "door": "NOPEUSDT", "size": 0.1},
+    [{"kind": "unknown_after", "door": "POST v1/oder"}, {"kind": "stale", "door": "order.plaice"}, {"kind": "lost_stop", "door": "btcusdt"},
+     {"kind": "cut", "door": "privat"}, {"kind": "halt"}, {"kind": "drop", "for_s": 1e300}, {"kind": "cut", "after_s": 1e300},
+     {"kind": "slow", "delay_s": 1e300}, {"kind": "clock_skew", "size": 1e300}, {"kind": "drop", "count": 1 << 70},
+     {"kind": "drop", "after": 1 << 70}, {"kind": "nonsense"}, {"kind": "drop", "rate": 2}, {"kind": "drop", "nonsense": 1},
+     {"kind": "gap", "door": "NOPEUSDT", "size": 0.1},
      {"kind": "refused", "code": 5}, {"kind": "drop", "count": -1}, {"kind": "slow_frames", "door": "nowhere"}, {}],
 )  # fmt: skip
 async def test_a_fault_that_makes_no_sense_is_refused_with_its_reason(client: Client, body: dict[str, Any]) -> None:
@@ -602,6 +656,31 @@ async def test_chaos_draws_the_same_sequence_from_the_same_seed(caplog: pytest.L
         drawn.append([r.getMessage() for r in caplog.records if "chaos" in r.getMessage()][:6])
         caplog.clear()
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+async def test_one_chaos_at_a_time_until_it_is_cleared_and_none_without_a_pause(caplog: pytest.LogCaptureFixture) -> None:
+    async with exchange(LIVELY, lively()) as client:
+        for every_s in (0, -1, 1e300):
+            assert (await client.raw("POST", "/control/chaos", json={"seed": 1, "every_s": every_s}))[0] == 400
+        await client.control("chaos", seed=1, every_s=1000)
+        await client.control("chaos", seed=2, every_s=0.02)
+        await client.control("chaos", seed=3, every_s=0.02)
+        while not any("chaos 3" in r.getMessage() for r in caplog.records):
+            await asyncio.sleep(0.01)
+    assert not any("chaos 2" in r.getMessage() for r in caplog.records)
+
+
+async def test_chaos_goes_on_where_there_are_too_many_faults_already(caplog: pytest.LogCaptureFixture) -> None:
+    async with exchange(options(faults=(Rule(kind=Kind.DROP, door="nobody@trade", count=0),) * RULES_MAX)) as client:
+        await client.control("chaos", seed=1, every_s=0.01)
+        while len([r for r in caplog.records if "faults already" in r.getMessage()]) < 3:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_fault_at_the_start_that_names_what_there_is_not_stops_the_exchange() -> None:
+    with pytest.raises(Fatal, match="no symbol 'NOPEUSDT'"):
+        async with exchange(options(faults=(Rule(kind=Kind.HALT, door="NOPEUSDT"),))):
+            pytest.fail("it runs")
 
 
 def test_what_chaos_draws_from_are_faults() -> None:

@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 import hmac
 import json
+import logging
 import re
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
@@ -308,3 +310,39 @@ async def test_funding_is_charged_at_the_mark_that_its_history_tells() -> None:
         paid = (await user.until(lambda e: e.get("a", {}).get("m") == "FUNDING_FEE"))[-1]["a"]["B"][0]["bc"]
         (row,) = [r for r in await client.get("v1/fundingRate", symbol="BTCUSDT") if r["fundingTime"] == hour]
         assert Decimal(paid) == -(Decimal("0.1") * Decimal(row["markPrice"]) * Decimal(row["fundingRate"])).quantize(Decimal("1e-8"))
+
+
+async def opened(client: Client, words: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A bare connection to the exchange, on which these bytes have been sent."""
+    url = URL(client.ready.rest)
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(words)
+    return reader, writer
+
+
+@pytest.mark.parametrize("body", [b"Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+                                  b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n"])  # fmt: skip
+@pytest.mark.parametrize("path", [b"/fapi/v1/order", b"/control/price"])
+async def test_a_body_that_is_not_what_it_announced_is_a_bad_request(path: bytes, body: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async with exchange() as client:
+        reader, writer = await opened(client, b"POST " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + body)
+        assert (await asyncio.wait_for(reader.readline(), DEADLINE_S)).split()[1] == b"400"
+        writer.close()
+    assert [r for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+async def test_clients_that_never_read_do_not_hold_up_the_end() -> None:
+    """More than the network takes waits for each of them, and less than what they are cut for."""
+    handshake = b"GET /market/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" \
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"  # fmt: skip
+    writers = []
+    async with exchange(options(limits=replace(ROOMY, send_buffer_bytes=1 << 30))) as client:
+        for _ in range(3):
+            reader, writer = await opened(client, handshake)
+            await reader.readuntil(b"\r\n\r\n")
+            writer.transport.pause_reading()
+            writers.append(writer)
+        for _ in range(20):
+            assert await client.control("rubbish", route="market", texts=["x" * 900_000]) == {"heard": 3}
+    for writer in writers:
+        writer.close()

@@ -23,7 +23,7 @@ ED25519_PREFIX = "ed25519="
 RECV_WINDOW_DEFAULT_MS = 5000
 RECV_WINDOW_MAX_MS = 60_000
 AHEAD_MAX_MS = 1000
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
+KEY = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
 def public_key(secret: str) -> Ed25519PublicKey:
@@ -53,7 +53,7 @@ class Keyring:
 
     def account(self, key: str) -> int:
         """The account of a key, or -2014, -2015."""
-        if not _KEY.fullmatch(key):
+        if not KEY.fullmatch(key):
             raise ApiError(-2014)
         if key not in self._index:
             raise ApiError(-2015)

@@ -2,15 +2,19 @@
 
 Files: ``snapshot.json`` names its generation g; ``log-g.jsonl`` holds what has changed since. A line is one step of the core and is
 written whole, before anybody is told of that step, so the log cut off after any line is a consistent state. A torn or unreadable end is
-cut off at the last whole line. fsync: the log once a second when it has grown, a snapshot before it replaces the old one; so a killed
-process loses nothing, and a power failure at most the last second. A line without changes keeps the market time moving.
+cut off at the last whole line; one in the middle, with whole lines after it, is damage, and stops the exchange. What the disk did not
+take whole is taken back, and nothing is written after it. fsync: the log once a second when it has grown, a snapshot before it replaces
+the old one; so a killed process loses nothing, and a power failure at most the last second. A line without changes keeps the market time
+moving. The directory is locked while its exchange lives.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
@@ -25,6 +29,7 @@ VERSION = 1
 SNAPSHOT = "snapshot.json"
 LOG_BYTES_MAX = 32 << 20
 ROWS_KEPT_MAX = 100_000
+SETTING = "BOOKS"
 KEPT_MS = 90 * 86_400_000
 
 
@@ -42,6 +47,11 @@ class Line(msgspec.Struct, omit_defaults=True):
     jumps: list[tuple[int, int, int]] = []
     amendments: list[Amendment] = []
     margin_moves: list[MarginMove] = []
+    countdowns: list[tuple[int, int, int]] | None = None
+    """All that run: account, symbol, when. None where none has changed."""
+
+
+_decoder = msgspec.json.Decoder(Line)
 
 
 class Snapshot(msgspec.Struct):
@@ -53,6 +63,7 @@ class Snapshot(msgspec.Struct):
     keys: list[str]
     market: dict[str, Any]
     state: Line
+    speed: float = 1.0
 
 
 class Kept:
@@ -72,6 +83,7 @@ class Kept:
         self.jumps: list[tuple[int, int, int]] = []
         self.amendments: list[Amendment] = []
         self.margin_moves: list[MarginMove] = []
+        self.countdowns: list[tuple[int, int, int]] = []
         self.apply(first)
 
     @property
@@ -88,13 +100,16 @@ class Kept:
         self.jumps += line.jumps
         self.amendments += line.amendments
         self.margin_moves += line.margin_moves
+        if line.countdowns is not None:
+            self.countdowns = line.countdowns
 
     def restore(self, core: Core) -> None:
         """Put it all into a fresh core. Fatal: the books are of other accounts, or hold something in a symbol that is not listed."""
         state = core.state
         keys = [a.key for a in core.options.accounts]
         if self.snapshot.keys != keys[: len(self.snapshot.keys)]:
-            raise Fatal("the exchange's books are of other accounts: use another directory, or the same accounts in the same order")
+            raise Fatal("the exchange's books are of other accounts: use another directory, or the same accounts in the same order",
+                        setting=SETTING)  # fmt: skip
         place = self._symbols(state)
         for account in self.accounts.values():
             self._restore_account(state, account, place)
@@ -113,6 +128,7 @@ class Kept:
             state.incomes[row.account].append(msgspec.structs.replace(row, symbol=place.get(row.symbol, -1)))
         state.amendments = [msgspec.structs.replace(a, symbol=place[a.symbol]) for a in self.amendments if a.symbol in place]
         state.margin_moves = [msgspec.structs.replace(m, symbol=place[m.symbol]) for m in self.margin_moves if m.symbol in place]
+        state.countdowns = {(account, place[symbol]): due for account, symbol, due in self.countdowns if symbol in place}
         for symbol, at_ms, ticks in self.jumps:
             if symbol in place:
                 core.market.jump(place[symbol], at_ms, ticks)
@@ -133,7 +149,8 @@ class Kept:
         missing = [name for name in self.held() if name not in state.index]
         if missing:
             names = ", ".join(missing)
-            raise Fatal(f"the exchange's books hold positions or orders in {names}: list these symbols too, or use another directory")
+            raise Fatal(f"the exchange's books hold positions or orders in {names}: list these symbols too, or use another directory",
+                        setting=SETTING)  # fmt: skip
         return place
 
     @staticmethod
@@ -155,15 +172,28 @@ class Books:
         self._dir = Path(directory)
         self._encoder = msgspec.json.Encoder()
         self._generation = 0
-        self._file: BinaryIO | None = None
+        self._lock = -1
+        self._file: FileIO | None = None
         self._size = 0
         self._grown = False
         self._core: Core | None = None
         self._market: dict[str, Any] = {}
+        self._failed = False
         try:
             self._dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise Fatal(f"the exchange's books cannot be kept in {directory}: {error.strerror}") from None
+            raise Fatal(f"the exchange's books cannot be kept in {directory}: {error.strerror}", setting=SETTING, value=directory) from None
+
+    def lock(self) -> None:
+        """Be the only exchange that keeps its books here, until :meth:`close` or the process's end. Fatal: there is another."""
+        self._lock = os.open(self._dir, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            self._lock = -1
+            why = "another exchange keeps its books there: stop it, or give this one a directory of its own"
+            raise Fatal(f"the exchange's books cannot be kept in {self._dir}: {why}", setting=SETTING, value=str(self._dir)) from None
 
     # ------------------------------------------------------------------ reading
 
@@ -175,30 +205,33 @@ class Books:
         try:
             snapshot = msgspec.json.decode(path.read_bytes(), type=Snapshot)
         except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
-            raise Fatal(f"the exchange's snapshot {path} cannot be read: {error}") from None
+            raise Fatal(f"the exchange's snapshot {path} cannot be read: {error}", setting=SETTING, value=str(path)) from None
         if snapshot.version != VERSION:
-            raise Fatal(f"the exchange's snapshot {path} is of version {snapshot.version}, and this reads version {VERSION}")
+            raise Fatal(f"the exchange's snapshot {path} is of version {snapshot.version}, and this reads version {VERSION}", setting=SETTING)
         self._generation = snapshot.generation
         kept = Kept(snapshot)
         log = self._log_path(snapshot.generation)
-        if log.exists():
-            self._replay(log.read_bytes(), kept)
+        if not log.exists():  # it is made before the snapshot that names it
+            raise Fatal(f"the exchange's log {log} is missing: bring it back, or use another directory", setting=SETTING, value=str(log))
+        self._replay(log, kept)
         return kept
 
     @staticmethod
-    def _replay(data: bytes, kept: Kept) -> None:
-        decoder = msgspec.json.Decoder(Line)
+    def _replay(path: Path, kept: Kept) -> None:
+        data = path.read_bytes()
         read = 0
         for raw in data.splitlines(keepends=True):
-            if not raw.endswith(b"\n"):
+            line = _decoded(raw)
+            if line is None:
                 break
-            try:
-                kept.apply(decoder.decode(raw))
-            except (msgspec.DecodeError, msgspec.ValidationError):
-                break
+            kept.apply(line)
             read += len(raw)
-        if read != len(data):
-            warn("the exchange's books ended in the middle of a line", bytes_lost=len(data) - read)
+        if read == len(data):
+            return
+        if any(_decoded(raw) is not None for raw in data[read:].splitlines(keepends=True)[1:]):
+            raise Fatal(f"the exchange's log {path} is damaged {read} bytes from its start, and goes on behind: use another directory, "
+                        "or cut it off there", setting=SETTING, value=str(path))  # fmt: skip
+        warn("the exchange's books ended in the middle of a line", bytes_lost=len(data) - read)
 
     # ------------------------------------------------------------------ writing
 
@@ -215,6 +248,7 @@ class Books:
             state.now_ms, self._ids(state), orders=list(changes.orders.values()), algos=list(changes.algos.values()),
             accounts=[state.accounts[i] for i in sorted(changes.accounts)], fills=changes.fills,
             incomes=changes.incomes, jumps=changes.jumps, amendments=changes.amendments, margin_moves=changes.margin_moves,
+            countdowns=_countdowns(state) if changes.countdowns else None,
         ))  # fmt: skip
         if self._size > LOG_BYTES_MAX:
             self._snapshot()
@@ -228,20 +262,32 @@ class Books:
         self._grown = False
 
     def close(self) -> None:
+        """The end of it, said in the books unless they have failed."""
         if self._file is not None and self._core is not None:
-            self._append(Line(self._core.now_ms, self._ids(self._core.state), clean=True))
-            self._sync()
+            if not self._failed:
+                self._append(Line(self._core.now_ms, self._ids(self._core.state), clean=True))
+                self._sync()
             self._file.close()
             self._file = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
     def _append(self, line: Line) -> None:
+        """The whole line, or nothing of it and Fatal; after that nothing is written any more."""
         assert self._file is not None
-        data = self._encoder.encode(line) + b"\n"
+        if self._failed:
+            raise Fatal("the exchange's books cannot be written: they have failed before")
+        rest = memoryview(self._encoder.encode(line) + b"\n")
+        size = len(rest)
         try:
-            self._file.write(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
+            self._failed = True
+            self._file.truncate(self._size)
             raise Fatal(f"the exchange's books cannot be written: {error.strerror}") from None
-        self._size += len(data)
+        self._size += size
         self._grown = True
 
     def _sync(self) -> None:
@@ -249,6 +295,7 @@ class Books:
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
+            self._failed = True
             raise Fatal(f"the exchange's books cannot be written: {error.strerror}") from None
 
     @staticmethod
@@ -263,13 +310,14 @@ class Books:
         assert self._core is not None
         core, state = self._core, self._core.state
         forget_old(state)
-        old, self._generation = self._generation, self._generation + 1
+        self._generation += 1
         whole = Line(
             state.now_ms, self._ids(state), orders=list(state.orders.values()), algos=list(state.algos.values()), accounts=state.accounts,
             fills=[f for mine in state.fills for f in mine], incomes=[r for mine in state.incomes for r in mine], jumps=core.market.jumps,
-            amendments=state.amendments, margin_moves=state.margin_moves,
+            amendments=state.amendments, margin_moves=state.margin_moves, countdowns=_countdowns(state),
         )  # fmt: skip
-        snapshot = Snapshot(VERSION, self._generation, [s.symbol for s in state.specs], [a.key for a in core.options.accounts], self._market, whole)
+        snapshot = Snapshot(VERSION, self._generation, [s.symbol for s in state.specs], [a.key for a in core.options.accounts], self._market, whole,
+                            core.options.speed)  # fmt: skip
         try:
             file = open(self._log_path(self._generation), "wb", buffering=0)  # noqa: SIM115
             temporary = self._dir / (SNAPSHOT + ".new")
@@ -282,9 +330,12 @@ class Books:
             if self._file is not None:
                 self._file.close()
             self._file, self._size, self._grown = file, 0, False
-            self._log_path(old).unlink(missing_ok=True)
+            for path in self._dir.glob("log-*.jsonl"):
+                if path != self._log_path(self._generation):
+                    path.unlink()
         except OSError as error:
-            raise Fatal(f"the exchange's books cannot be written to {self._dir}: {error.strerror}") from None
+            self._failed = True
+            raise Fatal(f"the exchange's books cannot be written to {self._dir}: {error.strerror}", setting=SETTING) from None
 
     def _sync_directory(self) -> None:
         handle = os.open(self._dir, os.O_RDONLY)
@@ -292,6 +343,18 @@ class Books:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _countdowns(state: State) -> list[tuple[int, int, int]]:
+    return [(account, symbol, due) for (account, symbol), due in state.countdowns.items()]
+
+
+def _decoded(raw: bytes) -> Line | None:
+    """A line of the log; None where it is torn or unreadable."""
+    try:
+        return _decoder.decode(raw) if raw.endswith(b"\n") else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def forget_old(state: State) -> None:

@@ -20,12 +20,21 @@ except ImportError:
 
 from src.clock import SPEED_MAX
 from src.config import EDGE_MAX
-from src.error_handler import AegisError, failure, setup_logging
+from src.error_handler import AegisError, Fatal, failure, setup_logging
+from src.exchange.auth import ED25519_PREFIX, KEY, public_key
 from src.exchange.faults import Kind, Rule, parse_rule, read_rules
 from src.exchange.market import KINDS
 from src.exchange.opening import open_market
-from src.exchange.options import DEFAULT_ACCOUNT, Account, ExchangeOptions, Limits, Switches, VenueUrls
+from src.exchange.options import DEFAULT_ACCOUNT, LATENCY_MS_MAX, Account, ExchangeOptions, Limits, Switches, VenueUrls
 from src.exchange.server import Ready, serve
+
+SHOWN = 40
+"""So much of a wrong value is quoted."""
+BALANCE_MAX = 10**12
+NUMBER_MAX = 10**12
+OPTIONS = {"SYMBOLS": "--symbols", "SIM_MARKET": "--market", "SIM_DATA": "--path", "SIM_START": "--start", "BOOKS": "--books", "FAULT": "--fault",
+           "PORT": "--port"}  # fmt: skip
+"""The names that settings of the exchange have elsewhere."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,7 +45,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _account(text: str) -> Account:
-    """``KEY:SECRET:BALANCE``; the secret may hold colons, and ``env=NAME`` keeps it out of the list of processes."""
+    """``KEY:SECRET:BALANCE``; the secret may hold colons, is never shown, and with ``env=NAME`` stays out of the list of processes."""
     key, _, rest = text.partition(":")
     secret, _, balance = rest.rpartition(":")
     if secret.startswith("env="):
@@ -47,9 +56,16 @@ def _account(text: str) -> Account:
     try:
         amount = Decimal(balance)
     except InvalidOperation:
-        amount = Decimal(-1)
-    if not key or not secret or not amount.is_finite() or amount < 0:
-        raise argparse.ArgumentTypeError(f"{key or text!r} is not KEY:SECRET:BALANCE")
+        amount = Decimal("NaN")
+    if not KEY.fullmatch(key) or not secret:
+        raise argparse.ArgumentTypeError(f"{key[:SHOWN]!r} is not KEY:SECRET:BALANCE, with a key of letters, digits, - and _")
+    if amount.is_nan() or not 0 <= amount <= BALANCE_MAX:
+        raise argparse.ArgumentTypeError(f"{key[:SHOWN]!r} has a balance of {balance[:SHOWN]!r}: it is from 0 to {BALANCE_MAX:,}")
+    if secret.startswith(ED25519_PREFIX):
+        try:
+            public_key(secret)
+        except AegisError as error:
+            raise argparse.ArgumentTypeError(f"{key[:SHOWN]!r}: {error}") from None
     return Account(key, secret, amount)
 
 
@@ -77,13 +93,15 @@ def _fault(text: str) -> Rule:
     try:
         return parse_rule(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no fault: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is no fault: {error}") from None
 
 
 def _fault_file(name: str) -> tuple[Rule, ...]:
     try:
         return read_rules(Path(name).read_bytes())
-    except (OSError, AegisError) as error:
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{name}: {error.strerror}") from None
+    except AegisError as error:
         raise argparse.ArgumentTypeError(f"{name}: {error}") from None
 
 
@@ -93,23 +111,31 @@ def _of(fields: Limits | Switches) -> Callable[[str], tuple[str, float]]:
 
     def parse(text: str) -> tuple[str, float]:
         name, _, value = text.partition("=")
+        if name not in kinds:
+            raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is not NAME=VALUE, with a name of {', '.join(kinds)}")
         try:
             number: float = {"0": False, "1": True}[value] if kinds[name] is bool else kinds[name](value)
         except (KeyError, ValueError):
-            raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, with a name of {', '.join(kinds)}") from None
-        if number < 0:
-            raise argparse.ArgumentTypeError(f"{text!r} is negative")
-        if name.endswith("_status") and not 400 <= number <= 599:
-            raise argparse.ArgumentTypeError(f"{text!r} is no HTTP status of a refusal, 400 to 599")
+            wanted = {bool: "0 or 1", int: "a whole number", float: "a number"}[kinds[name]]
+            raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} needs a value that is {wanted}") from None
+        least, most = (400, 599) if name.endswith("_status") else (0, NUMBER_MAX)
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is not from {least} to {most:,}")
         return name, number
 
     return parse
 
 
+def _folder(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("'' is not the name of a directory")
+    return text
+
+
 def _whole(least: int, most: int) -> type[int]:
     def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        if not text.isdecimal() or len(text) > SHOWN or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text[:SHOWN]!r} is not a whole number from {least} to {most}")
         return int(text)
 
     return parse  # type: ignore[return-value]
@@ -144,8 +170,8 @@ def _parser() -> _Parser:
                         help="once for each account, with its USDT (default: one of 10000); SECRET may be env=NAME, which reads it from that "
                              "variable, and it may be ed25519= with a public key in PEM")  # fmt: skip
     parser.add_argument("--speed", type=_speed, default=1.0, metavar="X", help=f"market seconds in a second, at most {SPEED_MAX:g} (default 1)")
-    parser.add_argument("--latency-ms", type=_whole(0, 60_000), default=20, metavar="MS", help="market time of an order to the book (default 20)")
-    parser.add_argument("--books", metavar="FOLDER", help="where to keep the books and find them again (default: nothing is kept)")
+    parser.add_argument("--latency-ms", type=_whole(0, LATENCY_MS_MAX), default=20, metavar="MS", help="market time of an order (default 20)")
+    parser.add_argument("--books", type=_folder, metavar="FOLDER", help="where to keep the books and find them again (default: nothing is kept)")
     parser.add_argument("--path", help="the recording, for --market replay and frames")
     parser.add_argument("--start", default="", metavar="TIME", help="where live trading begins in the recording, such as 2025-05-05T14:30 (UTC)")
     parser.add_argument("--rest-url", default="", metavar="URL", help="the venue's public REST, for --market binance")
@@ -169,12 +195,14 @@ def options_of(argv: list[str]) -> ExchangeOptions:
         parser.error(f"--market {given.market} needs --path")
     if given.edge and given.market != "synthetic":
         parser.error("--edge goes with --market synthetic")
+    if given.market not in ("replay", "frames") and (given.path or given.start):
+        parser.error("--path and --start go with --market replay and frames")
     venue = _venue(parser, given)
     accounts = tuple(given.account or (DEFAULT_ACCOUNT,))
     if len({a.key for a in accounts}) != len(accounts):
         parser.error("two accounts have the same key")
     return ExchangeOptions(
-        port=given.port, market=given.market, symbols=tuple(given.symbols), seed=given.seed, edge=given.edge,
+        port=given.port, market=given.market, symbols=tuple(dict.fromkeys(given.symbols)), seed=given.seed, edge=given.edge,
         path=given.path, start=given.start, venue=venue,
         speed=given.speed, latency_ms=given.latency_ms, accounts=accounts,
         books_dir=given.books, control=given.control, faults=(*given.faults, *given.fault), chaos=given.chaos,
@@ -190,12 +218,24 @@ def _venue(parser: _Parser, given: argparse.Namespace) -> VenueUrls | None:
         return None
     if not all(urls):
         parser.error("--market binance needs --rest-url, --market-url and --public-url")
+    for name, url, schemes in (("--rest-url", urls[0], ("http://", "https://")), ("--market-url", urls[1], ("ws://", "wss://")),
+                               ("--public-url", urls[2], ("ws://", "wss://"))):  # fmt: skip
+        if not url.startswith(schemes):
+            parser.error(f"{name} {url!r} must begin with {' or '.join(schemes)}")
     if given.speed != 1:
         parser.error("--market binance runs at --speed 1")
     return VenueUrls(*urls)
 
 
-async def _run(options: ExchangeOptions) -> None:
+def _worded(error: Fatal) -> str:
+    """What is wrong with what was asked for, in one line and in the names of the command line."""
+    setting = str(error.fields.get("setting", ""))
+    option, text = OPTIONS.get(setting, ""), " ".join(str(error).split()).replace("STATE_DIR", "--books")
+    text = text.replace(f"{setting}=", f"{option} ").replace(setting, option) if option else text
+    return f"argument {option}: {text}" if option and option not in text else text
+
+
+async def _run(options: ExchangeOptions, started: asyncio.Event) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -203,21 +243,29 @@ async def _run(options: ExchangeOptions) -> None:
 
     def on_ready(ready: Ready) -> None:
         print(ready.as_json(), flush=True)
+        started.set()
 
     await serve(options, on_ready, stop, open_market=open_market)
 
 
 def main(argv: list[str]) -> int:
-    """Run until SIGTERM or SIGINT. Returns 0, 1 when it could not go on, 2 for wrong options."""
+    """Run until SIGTERM or SIGINT. Returns 0, 1 when it could not go on, 2 when it cannot begin with these options.
+
+    Standard output gets the line with the addresses and nothing else; the log goes to standard error.
+    """
     try:
         options = options_of(argv)
     except SystemExit as wrong:
         return int(wrong.code or 0)
-    setup_logging("exchange")
+    setup_logging("exchange", out=sys.stderr)
+    started = asyncio.Event()
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_run(options))
+            runner.run(_run(options, started))
     except AegisError as error:
+        if isinstance(error, Fatal) and not started.is_set():
+            print(f"exchange: {_worded(error)}", file=sys.stderr)
+            return 2
         failure("the local exchange", error)
         return 1
     return 0

@@ -13,7 +13,8 @@ from src.exchange.errors import ApiError
 from src.exchange.expansion import PRICE_TICKS_MAX
 from src.exchange.faults import Rule
 from src.exchange.mishaps import Mishaps
-from src.exchange.state import Standing
+from src.exchange.options import LATENCY_MS_MAX
+from src.exchange.state import FAR_MS, STATUSES, Standing
 from src.exchange.streams import MARKET, PUBLIC, Streams
 from src.exchange.venue import Venue
 
@@ -36,7 +37,7 @@ class Control:
         try:
             body = msgspec.json.decode(await request.read() or b"{}", type=dict[str, Any])
             value = self._act(request.method, action, body)
-        except (msgspec.ValidationError, msgspec.DecodeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        except (msgspec.ValidationError, msgspec.DecodeError, KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
             return web.json_response({"error": f"{type(error).__name__}: {error}"}, status=400)
         return web.Response(body=msgspec.json.encode(value), content_type="application/json")
 
@@ -68,8 +69,11 @@ class Control:
             case "POST", "transfer":
                 return self._transfer(str(body["key"]), Decimal(str(body["amount"])))
             case "POST", "latency":
-                self._venue.latency_ms = max(0, int(body["latency_ms"]))
-                return {"latency_ms": self._venue.latency_ms}
+                latency_ms = max(0, int(body["latency_ms"]))
+                if latency_ms > LATENCY_MS_MAX:
+                    raise ValueError(f"latency_ms must be 0 to {LATENCY_MS_MAX:,}")
+                self._venue.latency_ms = latency_ms
+                return {"latency_ms": latency_ms}
             case "POST", "fault":
                 self._mishaps.order(msgspec.convert(body, Rule, strict=False))
                 return {"left": self._venue.faults.left}
@@ -113,6 +117,8 @@ class Control:
         index = state.index[symbol]
         was = state.standings[index]
         now = Standing(str(body.get("status", was.status)), int(body.get("delivery_ms", was.delivery_ms)))
+        if now.status not in STATUSES or not 0 <= now.delivery_ms <= FAR_MS:
+            raise ValueError(f"the status must be one of {', '.join(STATUSES)}, and delivery_ms 0 to {FAR_MS:,}")
         self._venue.at_once(lambda: state.stand(index, now))
         return {"symbol": symbol, "status": now.status, "delivery_ms": now.delivery_ms}
 

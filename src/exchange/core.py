@@ -21,6 +21,7 @@ from src.exchange import events
 from src.exchange.algo import AlgoService
 from src.exchange.errors import ApiError
 from src.exchange.execution import Execution
+from src.exchange.expansion import PRICE_TICKS_MAX
 from src.exchange.jumps import JumpingMarket
 from src.exchange.options import ExchangeOptions
 from src.exchange.orders import q8
@@ -220,9 +221,9 @@ class Core:
         self.settlement.check_margins()
 
     def part_of_price(self, symbol: int, size: float) -> int:
-        """That part of the last price in ticks; a fall leaves two ticks."""
+        """That part of the last price in ticks; a fall leaves two ticks, a rise ends where prices do."""
         last = int(self.state.quotes.last[symbol])
-        return max(round(last * size), 2 - last)
+        return min(max(round(last * size), 2 - last), PRICE_TICKS_MAX - last)
 
     def crash(self, symbol: int, size: float, span_ms: int) -> None:
         """The price moves by that part of itself within a fifth of the span, stays there for two, and is back at the end of it."""

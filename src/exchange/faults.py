@@ -25,6 +25,8 @@ from src.exchange.params import Params
 UNKNOWN_TEXT = "Unknown error, please check your request or try again later."
 LIMITED_TEXT = "Too many requests; current limit of IP is {} requests per minute."
 RULES_MAX = 1000
+COUNT_MAX = 10**9
+SPAN_MAX_S = 366 * 86_400
 
 
 class Kind(StrEnum):
@@ -85,6 +87,8 @@ FRAMES = frozenset({Kind.DROP, Kind.DUPLICATE, Kind.DELAY, Kind.MALFORMED, Kind.
 """What happens to one frame: an event of the private stream, or of a market stream."""
 STOPS = frozenset({Kind.LOST_STOP, Kind.STUCK_STOP, Kind.REJECTED_STOP})
 """What happens to a conditional order; its door is a symbol."""
+SPANS_OF_THEIR_OWN = frozenset({Kind.BANNED, Kind.FLASH_CRASH})
+"""Each of these lasts ``for_s``."""
 TIMED = frozenset(_ALL) - REQUESTS - FRAMES - STOPS - {Kind.REORDER}
 """What begins at a moment, and may end at another."""
 BEFORE = frozenset({Kind.UNKNOWN_BEFORE, Kind.TIMEOUT_BEFORE, Kind.RESET_BEFORE, Kind.GATEWAY_BEFORE, Kind.UNAVAILABLE, Kind.THROTTLED,
@@ -114,8 +118,13 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         if not 0.0 <= self.rate <= 1.0:
             raise ValueError(f"a rate of {self.rate}: it is from 0 to 1")
-        if min(self.count or 0, self.after, self.after_s, self.for_s, self.delay_s) < 0:
-            raise ValueError("counts and spans are not negative")
+        if not (0 <= (self.count or 0) <= COUNT_MAX and 0 <= self.after <= COUNT_MAX):
+            raise ValueError(f"a count of {self.count} after {self.after}: both are from 0 to {COUNT_MAX:,}")
+        for name in ("after_s", "for_s", "delay_s"):
+            if not 0 <= getattr(self, name) <= SPAN_MAX_S:
+                raise ValueError(f"{name} of {getattr(self, name)}: it is from 0 to {SPAN_MAX_S:,}, a year of seconds")
+        if not -SPAN_MAX_S <= self.size <= SPAN_MAX_S:
+            raise ValueError(f"a size of {self.size}: it is at most {SPAN_MAX_S:,} either way")
         if self.kind in (Kind.GAP, Kind.FLASH_CRASH) and not -1.0 < self.size < 10.0:
             raise ValueError(f"a size of {self.size}: the price moves by a part of itself, such as -0.1")
         if self.kind is Kind.REFUSED and self.code not in TEXTS:
@@ -127,7 +136,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     def times(self) -> int:
         """``count``, with what it is where it was left out."""
         if self.count is None:
-            return 0 if self.rate < 1.0 or self.for_s else 1
+            return 0 if self.rate < 1.0 or (self.for_s and self.kind not in SPANS_OF_THEIR_OWN) else 1
         return self.count
 
 
@@ -150,7 +159,7 @@ def read_rules(data: bytes) -> tuple[Rule, ...]:
     """A JSON list of rules. Fatal, with the reason."""
     try:
         return msgspec.json.decode(data, type=tuple[Rule, ...])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Fatal(f"these are no faults: {error}") from None
 
 
@@ -165,7 +174,8 @@ class Active:
         self._passed = 0
         self._chance = seeded(rule.seed)
         self._begins_ns = monotonic_ns() + int(rule.after_s * SECOND_NS)
-        self._ends_ns = self._begins_ns + int(rule.for_s * SECOND_NS) if rule.for_s else None
+        spanned = rule.for_s and rule.kind not in SPANS_OF_THEIR_OWN
+        self._ends_ns = self._begins_ns + int(rule.for_s * SECOND_NS) if spanned else None
 
     def over(self, now_ns: int) -> bool:
         times = self.rule.times

@@ -6,20 +6,21 @@ What holds at the moment is worked out anew from the list of all that goes on, s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
 
 import msgspec
 
-from src.clock import seeded
-from src.error_handler import failure, lifecycle
+from src.clock import SECOND_NS, monotonic_ns, seeded
+from src.error_handler import Fatal, failure, lifecycle
 from src.exchange.algo import USUAL, Doom, Fate
 from src.exchange.errors import TEXTS
-from src.exchange.faults import STOPS, TIMED, Kind, Rule, parse_rule
+from src.exchange.faults import REQUESTS, RULES_MAX, SPAN_MAX_S, STOPS, TIMED, Active, Kind, Rule, parse_rule
 from src.exchange.orders import AlgoOrder
-from src.exchange.state import Standing
+from src.exchange.rest import ENDPOINTS
+from src.exchange.state import CLOSED, Standing
 from src.exchange.streams import MARKET, PRIVATE, PUBLIC, Streams
 from src.exchange.venue import Shut, Venue
+from src.exchange.ws_api import METHODS
 
 ROUTES = (MARKET, PUBLIC, PRIVATE)
 RESTRICTED_TEXT = ("Service unavailable from a restricted location according to 'b. Eligibility' in https://www.binance.com/en/terms. "
@@ -28,6 +29,9 @@ SHUT = {
     Kind.MAINTENANCE: Shut(503, b"<html><body><h1>503 Service Temporarily Unavailable</h1></body></html>", "text/html"),
     Kind.RESTRICTED: Shut(451, msgspec.json.encode({"code": 0, "msg": RESTRICTED_TEXT}), "application/json"),
 }
+OF_ROUTES = frozenset({Kind.SLOW_FRAMES, Kind.CUT})
+DOORS = frozenset({*METHODS, *(f"{method} {path}" for method, path in ENDPOINTS)})
+CHAOS_LEAST_S = 0.01
 OF_A_CONTRACT = frozenset({Kind.HALT, Kind.DELIST, Kind.GAP, Kind.FLASH_CRASH, Kind.VANISH})
 LASTING = frozenset({Kind.MUTE, Kind.SLOW_FRAMES, Kind.MAINTENANCE, Kind.RESTRICTED, Kind.CLOCK_SKEW, Kind.HALT})
 """Those that hold for a while; the others of ``TIMED`` happen, and are over."""
@@ -43,22 +47,27 @@ CHAOS = (
 """What chance draws from, in ``chaos``."""
 
 
-@dataclass(slots=True)
 class Going:
-    """One mishap: waiting for its moment, then going on where it lasts."""
+    """One mishap: waiting for its moment, then going on where it lasts, or striking where it happens."""
 
-    rule: Rule
-    on: bool = False
-    done: int = 0
-    timer: asyncio.TimerHandle | None = None
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.on = False
+        self.timer: asyncio.TimerHandle | None = None
+        self.script: Active | None = None
+
+    @property
+    def hits(self) -> int:
+        return self.on + (self.script.hits if self.script is not None else 0)
 
 
 class Mishaps:
     """Orders faults of every kind. What it does not carry out itself it hands to ``venue.faults``."""
 
-    def __init__(self, venue: Venue, streams: Streams) -> None:
+    def __init__(self, venue: Venue, streams: Streams, cut_ws_api: Callable[[], None]) -> None:
         self._venue = venue
         self._streams = streams
+        self._cut_ws_api = cut_ws_api
         self._going: list[Going] = []
         self._muted: set[str] = set()
         self._chaos: asyncio.TimerHandle | None = None
@@ -67,20 +76,22 @@ class Mishaps:
     def start(self) -> None:
         """With the exchange: what its options order."""
         for rule in self._venue.options.faults:
-            self.order(rule)
+            try:
+                self.order(rule)
+            except ValueError as error:
+                raise Fatal(f"the fault {rule.kind}: {error}", setting="FAULT", value=rule.door) from None
         if self._venue.options.chaos is not None:
             self.chaos(self._venue.options.chaos)
 
     # ------------------------------------------------------------------ orders
 
     def order(self, rule: Rule) -> None:
-        """One fault more. ValueError, KeyError: it names what there is not."""
-        if rule.kind in OF_A_CONTRACT and rule.door not in self._venue.state.index and (rule.kind, rule.door) != (Kind.VANISH, "*"):
-            raise KeyError(f"no symbol {rule.door!r}")
+        """One fault more. ValueError: it names what there is not, or there are too many."""
+        self._check_door(rule)
         if rule.kind in (Kind.GAP, Kind.FLASH_CRASH) and self._venue.core.market.recorded is not None:
             raise ValueError("the market is a recording's raw frames: its prices cannot be moved")
-        if rule.kind is Kind.SLOW_FRAMES and rule.door not in (*ROUTES, "*"):
-            raise ValueError(f"no route {rule.door!r}")
+        if len(self._going) >= RULES_MAX:
+            raise ValueError(f"there are {RULES_MAX} faults already")
         if rule.kind not in TIMED:
             self._venue.faults.add(rule)
             self._streams.respoil()
@@ -92,6 +103,15 @@ class Mishaps:
         else:
             self._begin(going)
 
+    def _check_door(self, rule: Rule) -> None:
+        """Where a name can be told from a misspelt one; streams may be of any name."""
+        symbols: Collection[str] = self._venue.state.index
+        for kinds, doors, what in ((OF_A_CONTRACT | STOPS, symbols, "symbol"), (OF_ROUTES, ROUTES, "route"), (REQUESTS, DOORS, "door")):
+            whole = rule.door == "*" and rule.kind not in OF_A_CONTRACT - {Kind.VANISH}
+            if rule.kind in kinds and rule.door not in doors and not whole:
+                known = "such as POST v1/order or order.place" if doors is DOORS else f"but {', '.join([*doors][:3])}"
+                raise ValueError(f"there is no {what} {rule.door!r}, {known}")
+
     def mute(self, route: str, on: bool) -> None:
         """A route goes silent, or speaks again, until told otherwise. ValueError: no such route."""
         if route not in ROUTES:
@@ -101,7 +121,7 @@ class Mishaps:
 
     def told(self) -> list[dict[str, object]]:
         """Every fault in force, and how often it has struck."""
-        timed = [msgspec.structs.asdict(g.rule) | {"hits": g.done + g.on} for g in self._going]
+        timed = [msgspec.structs.asdict(g.rule) | {"hits": g.hits} for g in self._going]
         return self._venue.faults.told() + timed
 
     def clear(self) -> None:
@@ -109,9 +129,10 @@ class Mishaps:
         for going in self._going:
             if going.timer is not None:
                 going.timer.cancel()
+        over, self._going = self._going, []
+        for going in over:
             if going.on:
                 self._end_of(going)
-        self._going.clear()
         self._muted.clear()
         if self._chaos is not None:
             self._chaos.cancel()
@@ -123,15 +144,25 @@ class Mishaps:
         self._settle()
 
     def chaos(self, seed: int, every_s: float = 20.0) -> None:
-        """From now on something goes wrong about every so many seconds; the same seed draws the same sequence."""
+        """From now on something goes wrong about every so many seconds; the same seed draws the same sequence, in the place of any other.
+
+        ValueError: that is no span.
+        """
+        if not CHAOS_LEAST_S <= every_s <= SPAN_MAX_S:
+            raise ValueError(f"every_s of {every_s}: it is from {CHAOS_LEAST_S} to {SPAN_MAX_S:,}")
+        if self._chaos is not None:
+            self._chaos.cancel()
         rng = seeded(seed)
 
         def strike() -> None:
             words = rng.choice(CHAOS)
             rule = msgspec.structs.replace(parse_rule(words), seed=rng.randrange(1 << 32))
             lifecycle(f"chaos {seed}: {words}", kind=rule.kind)
-            self.order(rule)
             self._chaos = asyncio.get_running_loop().call_later(rng.uniform(0.5, 1.5) * every_s, strike)
+            try:
+                self.order(rule)
+            except ValueError as error:  # nobody came to their doors
+                lifecycle(f"chaos {seed}: {error}", kind=rule.kind)
 
         self._chaos = asyncio.get_running_loop().call_later(rng.uniform(0.5, 1.5) * every_s, strike)
 
@@ -152,9 +183,11 @@ class Mishaps:
             self._start_of(going)
             going.timer = loop.call_later(rule.for_s, self._end, going) if rule.for_s else None
             return
-        _HAPPENS[rule.kind](self, rule)
-        going.done += 1
-        if rule.delay_s and rule.kind is not Kind.DELIST and (not rule.times or going.done < rule.times):
+        if going.script is None:
+            going.script = Active(msgspec.structs.replace(rule, after_s=0.0))
+        if going.script.hit(monotonic_ns()):
+            _HAPPENS[rule.kind](self, rule)
+        if rule.delay_s and rule.kind is not Kind.DELIST and not going.script.over(monotonic_ns() + int(rule.delay_s * SECOND_NS)):
             going.timer = loop.call_later(rule.delay_s, self._begin, going)
         else:
             self._going.remove(going)
@@ -167,11 +200,13 @@ class Mishaps:
     def _start_of(self, going: Going) -> None:
         if going.rule.kind in SHUT:
             self._streams.cut_all()
+            self._cut_ws_api()
         if going.rule.kind is Kind.HALT:
             self._stand(going.rule.door, "SETTLING")
 
     def _end_of(self, going: Going) -> None:
-        if going.rule.kind is Kind.HALT:
+        """A contract trades again when no other fault halts it, unless it has been closed meanwhile."""
+        if going.rule.kind is Kind.HALT and not any(g.on and g.rule.kind is Kind.HALT and g.rule.door == going.rule.door for g in self._going):
             self._stand(going.rule.door, "TRADING")
 
     def _settle(self) -> None:
@@ -215,12 +250,14 @@ class Mishaps:
         self._venue.at_once(lambda: core.crash(index, rule.size, span_ms))
 
     def _delist(self, rule: Rule) -> None:
-        self._stand(rule.door, "TRADING", self._venue.now_ms() + int(1000 * rule.delay_s * self._venue.clock.speed))
+        self._stand(rule.door, None, self._venue.now_ms() + int(1000 * rule.delay_s * self._venue.clock.speed))
 
-    def _stand(self, symbol: str, status: str, delivery_ms: int | None = None) -> None:
+    def _stand(self, symbol: str, status: str | None, delivery_ms: int | None = None) -> None:
+        """What is left out stays; a contract that is closed stays closed."""
         state = self._venue.state
         was = state.standings[state.index[symbol]]
-        state.stand(state.index[symbol], Standing(status, was.delivery_ms if delivery_ms is None else delivery_ms))
+        if was.status != CLOSED:
+            state.stand(state.index[symbol], Standing(status or was.status, was.delivery_ms if delivery_ms is None else delivery_ms))
 
     # ------------------------------------------------------------------ conditional orders
 

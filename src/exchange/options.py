@@ -20,6 +20,7 @@ class Account:
     balance: Decimal
 
 
+LATENCY_MS_MAX = 60_000
 DEFAULT_ACCOUNT = Account("k" * 64, "s" * 64, Decimal(10_000))
 
 

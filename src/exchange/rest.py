@@ -149,7 +149,7 @@ class Rest:
             status, value = refusal.status, refusal.body()
             if refusal.retry_after_s is not None:
                 headers["Retry-After"] = str(refusal.retry_after_s)
-        except web.HTTPException:
+        except (web.HTTPException, web.RequestPayloadError):
             raise
         except Page as page:
             return web.Response(status=page.status, text=f"<html><body><h1>{page.status}</h1></body></html>", content_type="text/html")

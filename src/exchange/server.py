@@ -69,7 +69,7 @@ def build(options: ExchangeOptions, source: Market | None, books: Books | None, 
     now = epoch_ms()
     resumed_ms = 0
     if kept is not None:
-        resumed_ms = kept.now_ms + (0 if kept.clean else int(UNSAVED_S * 1000 * options.speed))
+        resumed_ms = kept.now_ms + (0 if kept.clean else int(UNSAVED_S * 1000 * kept.snapshot.speed))
         now = max(now, resumed_ms)
     if source is None:
         source = open_market(options.market, symbols=options.symbols, seed=options.seed, path=options.path, now_ms=now, start=options.start,
@@ -97,7 +97,7 @@ def http_log() -> logging.Logger:
     """Where the HTTP library speaks: bytes that are no HTTP are answered 400, and are nothing to write down."""
     log = logging.getLogger("aegis.http")
     if not log.filters:
-        log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError)))
+        log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | web.RequestPayloadError)))
     return log
 
 
@@ -110,7 +110,7 @@ class Server:
         self._feeds = Feeds(venue, self.streams)
         self._rest = Rest(venue)
         self._ws_api = WsApi(venue)
-        self.mishaps = Mishaps(venue, self.streams)
+        self.mishaps = Mishaps(venue, self.streams, self._ws_api.cut_all)
         self._control = Control(venue, self.streams, self.mishaps) if venue.options.control else None
         venue.listen(self._feeds)
         self.app = web.Application(client_max_size=BODY_MAX)
@@ -119,7 +119,8 @@ class Server:
     async def _route(self, request: web.Request) -> web.StreamResponse:
         try:
             return await self._door(request)
-        except (ConnectionError, UnicodeEncodeError):  # the client has gone, or its handshake is so odd that it cannot be quoted
+        except (ConnectionError, UnicodeEncodeError, web.RequestPayloadError):
+            # the client has gone, its handshake is so odd that it cannot be quoted, or its body is not what it announced
             return web.Response(status=400)
 
     async def _door(self, request: web.Request) -> web.StreamResponse:
@@ -156,8 +157,7 @@ class Server:
             self.streams.expire_keys()
 
     async def close(self) -> None:
-        await self.streams.close_all()
-        await self._ws_api.close_all()
+        await asyncio.gather(self.streams.close_all(), self._ws_api.close_all())
 
 
 async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], stop: asyncio.Event, source: Market | None = None, *,
@@ -166,7 +166,19 @@ async def serve(options: ExchangeOptions, on_ready: Callable[[Ready], None], sto
 
     Over a venue's market it is ready once that is seen; Retryable: the venue does not answer.
     """
-    books = Books(options.books_dir) if options.books_dir else None
+    if not options.books_dir:
+        await _open(options, on_ready, stop, source, open_market, None)
+        return
+    books = Books(options.books_dir)
+    try:
+        books.lock()
+        await _open(options, on_ready, stop, source, open_market, books)
+    finally:
+        books.close()
+
+
+async def _open(options: ExchangeOptions, on_ready: Callable[[Ready], None], stop: asyncio.Event, source: Market | None, open_market: Open,
+                books: Books | None) -> None:  # fmt: skip
     kept = books.load() if books is not None else None
     if source is not None or options.venue is None:
         await _serve(build(options, source, books, kept, open_market), books, on_ready, stop)
@@ -185,12 +197,14 @@ async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], 
     runner = web.AppRunner(server.app, access_log=None, logger=http_log(), shutdown_timeout=0.5, handler_cancellation=True)
     await runner.setup()
     tasks: list[asyncio.Task[None]] = []
+    ready = False
     try:
         site = web.TCPSite(runner, options.host, options.port, backlog=512)
         try:
             await site.start()
         except OSError as error:
-            raise Fatal(f"the local exchange cannot listen on {options.host}:{options.port}: {error.strerror or error}") from None
+            raise Fatal(f"the local exchange cannot listen on {options.host}:{options.port}: {error.strerror or error}", setting="PORT",
+                        value=options.port) from None  # fmt: skip
         port = runner.addresses[0][1]
         venue.on_failure = stop.set
         venue.start()
@@ -201,6 +215,7 @@ async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], 
             tasks[-1].add_done_callback(partial(_ended, venue))
             await _first_sight(watch, stop)
         if not stop.is_set():
+            ready = True
             on_ready(ready_at(options.host, port, venue.clock))
         await stop.wait()
         if venue.failed is not None:
@@ -213,9 +228,8 @@ async def _serve(venue: Venue, books: Books | None, on_ready: Callable[[Ready], 
         venue.stop()
         await server.close()
         await runner.cleanup()
-        if books is not None:
-            books.close()
-        lifecycle("the local exchange has stopped")
+        if ready:
+            lifecycle("the local exchange has stopped")
 
 
 def _ended(venue: Venue, task: asyncio.Task[None]) -> None:

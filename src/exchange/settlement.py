@@ -28,7 +28,6 @@ class Settlement:
     def __init__(self, state: State, execution: Execution) -> None:
         self._state = state
         self._execution = execution
-        self._countdowns: dict[tuple[int, int], int] = {}
         self._warned: set[tuple[int, str]] = set()
 
     def second(self) -> None:
@@ -52,18 +51,15 @@ class Settlement:
 
     def countdown(self, account: int, symbol: int, span_ms: int) -> None:
         """Cancel all orders of the symbol after ``span_ms``, unless called again; 0 stops it."""
-        if span_ms:
-            self._countdowns[account, symbol] = self._state.now_ms + span_ms
-        else:
-            self._countdowns.pop((account, symbol), None)
+        self._state.keep_countdown(account, symbol, self._state.now_ms + span_ms if span_ms else None)
 
     @property
     def next_countdown_ms(self) -> int | None:
-        return min(self._countdowns.values(), default=None)
+        return min(self._state.countdowns.values(), default=None)
 
     def run_countdowns(self) -> None:
-        for key in [k for k, due in self._countdowns.items() if due <= self._state.now_ms]:
-            del self._countdowns[key]
+        for key in [k for k, due in self._state.countdowns.items() if due <= self._state.now_ms]:
+            self._state.keep_countdown(*key, None)
             for order in self._state.orders_of(*key):
                 self._execution.cancel(order)
 

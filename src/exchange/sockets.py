@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from aiohttp import WSMsgType, web
 
@@ -17,6 +17,8 @@ from src.clock import SECOND_NS, monotonic_ns
 from src.exchange.options import Limits
 
 MESSAGE_MAX = 1 << 17
+GOODBYE_S = 1.0
+GOING_AWAY = 1001
 TEXT, PING, PONG = 0x81, 0x89, 0x8A
 POLICY_VIOLATION = 1008
 
@@ -166,3 +168,16 @@ class Connection:
             self.flush()
         elif payload == self._pinged or not self._api:
             self._pong_ns = monotonic_ns()
+
+
+async def close_all(connections: Collection[Connection]) -> None:
+    """The end, said to all at once; who does not read is cut after a moment."""
+    if not connections:
+        return
+    goodbyes = [asyncio.create_task(connection.close(GOING_AWAY)) for connection in connections]
+    await asyncio.wait(goodbyes, timeout=GOODBYE_S)
+    for connection, goodbye in zip(connections, goodbyes, strict=True):
+        if not goodbye.done():
+            connection.cut()
+            goodbye.cancel()
+    await asyncio.gather(*goodbyes, return_exceptions=True)

@@ -27,6 +27,9 @@ SETTLED_KEPT = 20_000
 
 FAR_MS = 4_133_404_800_000
 CLOSED = "CLOSE"
+STATUSES = ("PENDING_TRADING", "TRADING", "PRE_DELIVERING", "DELIVERING", "DELIVERED", "PRE_SETTLE", "SETTLING", CLOSED, "TRADING_HALT",
+            "TRADING_CANCEL_ONLY")  # fmt: skip
+"""Of a contract, as the venue names them."""
 
 
 class Standing(NamedTuple):
@@ -74,9 +77,10 @@ class Changes:
         self.jumps: list[tuple[int, int, int]] = []
         self.amendments: list[Amendment] = []
         self.margin_moves: list[MarginMove] = []
+        self.countdowns = False
 
     def __bool__(self) -> bool:
-        rows = self.fills or self.incomes or self.jumps or self.amendments or self.margin_moves
+        rows = self.fills or self.incomes or self.jumps or self.amendments or self.margin_moves or self.countdowns
         return bool(self.orders or self.algos or self.accounts or rows)
 
 
@@ -108,6 +112,7 @@ class State:
         self.algos_by_client: list[dict[str, int]] = []
         self.settled_marks: dict[tuple[int, int], Decimal] = {}
         """Mark prices that funding was settled at, by symbol and time; of this run alone, and the latest ones."""
+        self.countdowns: dict[tuple[int, int], int] = {}
         self.ids = Ids()
         self.events: list[UserEvent] = []
         self.changes = Changes()
@@ -181,6 +186,14 @@ class State:
     def keep_margin_move(self, row: MarginMove) -> None:
         self.margin_moves.append(row)
         self.changes.margin_moves.append(row)
+
+    def keep_countdown(self, account: int, symbol: int, due_ms: int | None) -> None:
+        """When the symbol's orders are to be cancelled; None: never."""
+        if due_ms is None:
+            self.countdowns.pop((account, symbol), None)
+        else:
+            self.countdowns[account, symbol] = due_ms
+        self.changes.countdowns = True
 
     def touch(self, account: AccountState) -> None:
         account.updated_ms = self.now_ms

@@ -19,7 +19,7 @@ from src.clock import seeded
 from src.exchange.faults import FRAMES, Kind
 from src.exchange.garble import frames_of
 from src.exchange.options import Limits
-from src.exchange.sockets import HEADS, Connection, frame
+from src.exchange.sockets import HEADS, Connection, close_all, frame
 from src.exchange.state import UserEvent
 from src.exchange.venue import Venue
 
@@ -414,5 +414,4 @@ class Streams:
         return len(connections)
 
     async def close_all(self) -> None:
-        for connection in list(self.listeners):
-            await connection.close(1001)
+        await close_all(list(self.listeners))

@@ -17,7 +17,7 @@ from src.exchange.errors import ApiError
 from src.exchange.faults import UNKNOWN_TEXT, Page, Reset, Silence, Spoiled, carried_out
 from src.exchange.garble import spoiled
 from src.exchange.params import Params
-from src.exchange.sockets import Connection
+from src.exchange.sockets import Connection, close_all
 from src.exchange.trading import as_text
 from src.exchange.venue import Venue
 
@@ -221,6 +221,9 @@ class WsApi:
         for connection in list(self.connections):
             connection.keep_alive(ping)
 
+    def cut_all(self) -> None:
+        for connection in self.connections:
+            connection.cut()
+
     async def close_all(self) -> None:
-        for connection in list(self.connections):
-            await connection.close(1001)
+        await close_all(list(self.connections))
