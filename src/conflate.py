@@ -528,9 +528,13 @@ class Conflator:
         row = self.table.symbols[symbol]
         if not self._word(GAP, symbol, now_ns, (float(row["trade_ms"]), 0.0, int(row["last_id"]) + 1, 0, 0.0, 0.0)):
             return False
-        for name in ("last_id", "last_raw", "doubt", "contrary", "trade_ns", "quote_ns", "trade_ms", "filled_ms"):
-            row[name] = 0
+        self.begin(symbol)
         return True
+
+    def begin(self, symbol: int) -> None:
+        """Nothing is known of the symbol."""
+        for name in ("last_id", "last_raw", "doubt", "contrary", "trade_ns", "quote_ns", "trade_ms", "filled_ms"):
+            self.table.symbols[symbol][name] = 0
 
     def healed(self, symbol: int, first_id: int, last_id: int, unfilled: int, now_ns: int) -> bool:
         """HEALED; ``unfilled``: how many of those trades the venue could not give (in ``open``). False: no room, try again."""

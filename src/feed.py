@@ -5,7 +5,8 @@ and end while it runs; each has a place in the table that is never another's.
 
 Invariants
   * No trade is lost unseen: missing ids become GAP, are fetched by REST, written flagged in id order, and then HEALED. When a symbol's
-    socket is cut, the symbol is in a gap whose end is unknown (``last_id`` 0) until a trade or REST shows what was missed.
+    socket is cut, the symbol is in a gap whose end is unknown (``last_id`` 0) until a trade or REST shows what was missed. So is a symbol that
+    begins while the Feed runs, until its stream is asked for: what it traded before is in history alone.
   * TIME(t) is written only while each market socket is live and after each has shown an event at or after t, the grace has passed, and no
     gap is younger than ``gap_hold_s``. It speaks for the symbols that are not in a gap: a gap that lasts does not stop the others.
   * Rubbish is counted by kind and never stops the Feed. Venue times are bounded by the clock, so no frame drags TIME into the future.
@@ -270,11 +271,10 @@ class Feed:
             self.missed(index, now_ns)
 
     def missed(self, index: int, now_ns: int) -> None:
-        """Trades of this symbol may be missing from the last one on."""
+        """Trades of this symbol may be missing from the last one on, or from the start."""
         last_id = int(self.conflator.symbols[index]["last_id"])
-        if last_id > 0:
-            self._owe(partial(self.conflator.doubt, index, now_ns))
-            self.gaps.open(index, last_id + 1, None, now_ns)
+        self._owe(partial(self.conflator.doubt, index, now_ns))
+        self.gaps.open(index, last_id + 1 if last_id else 0, None, now_ns)
 
     def stream_of(self, symbol: int) -> int:
         return self._shard_of[symbol].since_ns(symbol)
@@ -306,12 +306,12 @@ class Feed:
             self.names.append(rules.symbol)
             self._stands.append(standing(rules))
             self._said.append((-1, 0, True))
-        else:
-            self._owe(partial(self.conflator.healed, index, 0, 0, 1, monotonic_ns()))  # what was missed, history has
+        self.conflator.begin(index)
         self.rules[index], self._stands[index], self.place[rules.symbol] = rules, standing(rules), index
         self.streamed[index] = True
         for route in Route:
             self._carry(route, index, rules.symbol)
+        self.missed(index, monotonic_ns())
 
     def _carry(self, route: Route, index: int, symbol: str) -> None:
         """On the first socket of that route with room, or on a new one."""

@@ -265,5 +265,5 @@ class Gaps:
         ailment.unfilled += hole.unfilled
         if not ailment.holes:
             del self._ailing[symbol]
-            last = hole.last if hole.last is not None else hole.first - 1
+            last = hole.last if hole.last is not None else max(0, hole.first - 1)
             self._ward.got_well(symbol, ailment.start, last, ailment.unfilled)

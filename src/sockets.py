@@ -74,6 +74,7 @@ NEXT: dict[tuple[SocketState, SocketEvent], SocketState] = {
     (_S.IDLE, _E.DIAL): _S.CONNECTING,
     (_S.IDLE, _E.HEALED): _S.IDLE,  # REST may finish while the socket is down
     (_S.CONNECTING, _E.OPENED): _S.SUBSCRIBING,
+    (_S.CONNECTING, _E.HOLED): _S.CONNECTING,  # a symbol that begins is in a gap until its stream is asked for
     (_S.CONNECTING, _E.HEALED): _S.CONNECTING,
     (_S.CONNECTING, _E.LOST): _S.IDLE,
     (_S.SUBSCRIBING, _E.SUBSCRIBED): _S.LIVE,

@@ -450,6 +450,23 @@ async def test_after_a_cut_every_symbol_is_in_doubt_until_shown_or_asked() -> No
         assert (s.get("gaps"), s.get("reconnects"), s.get("sockets_live")) == (3, 1, 2)
 
 
+async def test_a_symbol_without_a_trade_so_far_is_in_a_gap_too_when_its_socket_is_cut() -> None:
+    """No id is known that could be asked for: history is read instead."""
+    async with scene(BTC, ETH) as s:
+        await s.venue.trade("BTCUSDT", 1, T0)
+        await s.reader.count(TRADE)
+        await s.venue.cut("market")
+        await s.venue.until(lambda: any("ethusdt@aggTrade" in client.names for client in s.venue.clients))
+        s.venue.record("ETHUSDT", 7, T0)
+        await s.reader.count(HEALED, 2)
+        await s.venue.trade("ETHUSDT", 8, T0 + 1)
+        await s.reader.until(lambda: bool(s.reader.of(TRADE, 1)))
+        eth = [(int(slot["kind"]), int(slot["first_id"]), int(slot["open"])) for slot in s.reader.slots
+               if slot["sym"] == 1 and slot["kind"] in (GAP, HEALED)]
+        assert eth == [(GAP, 0, 0), (HEALED, 0, 1)]
+        assert all(row["symbol"] == "BTCUSDT" for row in s.venue.asked)
+
+
 async def test_sockets_cut_again_and_again_lose_nothing() -> None:
     async with scene(BTC, ETH) as s:
         sent, identity = 0, 0

@@ -77,6 +77,8 @@ async def test_a_symbol_begins_on_the_sockets_that_flow() -> None:
         await s.venue.marks(T0, "ETHUSDT")
         await s.reader.until(lambda: any(slot["sym"] == 1 and slot["open"] == 1.0 for slot in s.reader.of(STATE)))
         assert s.reader.volume(1) == {T0 // 60_000: 2}
+        assert s.reader.kinds(TRADE, GAP, HEALED) == [(GAP, 0, 0, 0), (HEALED, 0, 0, 0), (TRADE, 0, 1, 1)]
+        assert s.reader.of(HEALED)[0]["open"] == 1.0, "what it traded before its stream flowed, history has"
         await s.until_counted("symbols", 2)
         assert market.counted == {"began": 1, "ended": 0}
 
@@ -111,7 +113,7 @@ async def test_a_symbol_that_comes_back_has_its_place_and_says_that_history_is_n
         assert asked(s, "market") == [("UNSUBSCRIBE", ["ethusdt@aggTrade"]), ("SUBSCRIBE", ["ethusdt@aggTrade"])]
         await s.venue.trade("ETHUSDT", 900, T0 + 5)
         await s.reader.until(lambda: len(s.reader.of(TRADE)) == 2)
-        assert s.reader.kinds(TRADE, GAP, HEALED) == [(TRADE, 0, 4, 4), (GAP, 0, 5, 0), (HEALED, 0, 0, 0), (TRADE, 0, 900, 900)]
+        assert s.reader.kinds(TRADE, GAP, HEALED) == [(TRADE, 0, 4, 4), (GAP, 0, 5, 0), (GAP, 0, 0, 0), (HEALED, 0, 0, 0), (TRADE, 0, 900, 900)]
         (healed,) = s.reader.of(HEALED)
         assert (healed["sym"], healed["open"]) == (1, 1.0)
 
