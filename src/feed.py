@@ -110,7 +110,7 @@ class Feed:
         self.names = [rules.symbol for rules in self.rules]
         self.gaps = Gaps(self, self.names, fetch, options.backfill_max)
         self.kinds: Counter[str] = Counter()
-        self.frames = self.reconnects = self.gaps_found = self.gaps_healed = 0
+        self.frames = self.reconnects = self.gaps_found = self.gaps_healed = self.unfilled = 0
         self.silence = Silence(self, options.clock, options.patience, probe, block.add)
         self._shard_of = {index: shard for shard in self.market for index in shard.members}
         self._block = block
@@ -124,6 +124,9 @@ class Feed:
         self._group: asyncio.TaskGroup | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.on_contract: Callable[[ContractInfo], None] = lambda event: None
+        self.on_doubt: Callable[[], None] = lambda: None
+        """Trades came that are off the grid which we know: the venue may have changed it."""
+        self._off_grid = 0
         self._market_rows = self._second = self._due_ms = self._written_ms = 0
         self._draining = self._stopped = False
         self._last_frame_ns = 0
@@ -288,6 +291,7 @@ class Feed:
 
     def got_well(self, symbol: int, first: int, last: int, unfilled: int) -> None:
         self.gaps_healed += 1
+        self.unfilled += unfilled
         self._owe(partial(self.conflator.healed, symbol, first, last, unfilled, monotonic_ns()))
         self._well(self._shard_of[symbol])
         self._write_time()
@@ -377,6 +381,10 @@ class Feed:
         for shard in self.shards:
             if (asked := shard.send_requests()) and shard.route is Route.MARKET:
                 self.gaps.stream_is_back(asked, now_ns)
+        off_grid = int(self.conflator.tally["off_grid"])
+        if off_grid > self._off_grid:
+            self._off_grid = off_grid
+            self.on_doubt()
         self._write_states(now_ns)
         self._write_time()
         self._count(now_ns)
@@ -397,12 +405,12 @@ class Feed:
     def _count(self, now_ns: int) -> None:
         """Our figures into the shared block, and the heart-beat."""
         tally, block = self.conflator.tally, self._block
-        for name in ("trades", "quotes", "marks", "late", "ring_full", "conflated"):
+        for name in ("trades", "quotes", "marks", "late", "duplicates", "stale", "lost", "ring_full", "conflated"):
             block.set(name, int(tally[name]))
         values = sum(self.kinds[name] for name in BAD_VALUES)
         counted = {
             "bad_values": int(tally["bad_values"]) + values, "bad_frames": self.kinds.total() - values, "frames": self.frames,
-            "gaps": self.gaps_found, "healed": self.gaps_healed, "reconnects": self.reconnects,
+            "gaps": self.gaps_found, "healed": self.gaps_healed, "unfilled": self.unfilled, "reconnects": self.reconnects,
             "sockets_live": sum(shard.flowing for shard in self.shards), "sockets_wanted": len(self.shards),
             "last_frame_ns": self._last_frame_ns, "symbols": int(self.streamed.sum()),
         }  # fmt: skip

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from src.clock import Clock, iso
-from src.error_handler import AegisError, Fatal, lifecycle, warn
+from src.error_handler import AegisError, Fatal, Retryable, lifecycle, warn
 from src.feed import Feed
 from src.life import hear
 from src.market_universe import PERPETUAL_END_MS, Offer, Terms, renewed, standing
@@ -89,7 +89,7 @@ class Renewer:
         self._places = {(rules.symbol, rules.step): index for index, rules in enumerate(feed.rules)}
         self._news = asyncio.Event()
         self._full = False
-        feed.on_contract = self.on_contract
+        feed.on_contract, feed.on_doubt = self.on_contract, self._news.set
 
     async def run(self) -> None:
         """For ever: look, and look again."""
@@ -146,10 +146,13 @@ class Renewer:
         """Ask once, and do what follows from the answer."""
         course, feed = self._course, self._feed
         offer = await course.look()
-        coming = {rules.symbol for _, _, rules in self._coming}
+        if not offer.rules or not offer.volumes:
+            raise Retryable("it lists nothing")
+        coming = {rules.symbol: rules for _, _, rules in self._coming}
+        offer = replace(offer, rules={**offer.rules, **coming})  # what is under way is as the Brain was told
         places = {feed.rules[place].symbol: place for place in feed.streamed.nonzero()[0].tolist()}
-        members = {symbol: feed.rules[place] for symbol, place in places.items()} | {one.symbol: one for _, _, one in self._coming}
-        found = renewed(members, offer, course.terms, size=course.size, held=self.held | coming, now_ms=self._clock.market_ms())
+        members = {symbol: feed.rules[place] for symbol, place in places.items()} | coming
+        found = renewed(members, offer, course.terms, size=course.size, held=self.held | set(coming), now_ms=self._clock.market_ms())
         for symbol in found.end:
             feed.end(places[symbol])
         news: dict[int, SymbolRules] = {}
@@ -178,7 +181,7 @@ class Renewer:
                 if not self._full:
                     warn("no place is left for new symbols; a restart makes room", places=capacity)
                 self._full = True
-                break
+                continue  # others may have one of their own
             places[place] = rules
         return places
 
