@@ -81,11 +81,11 @@ whether trades are missing (UNTOLD: and GAP could not be written yet). ``contrar
 row, and the lowest of them. ``last_raw``: single trade id at the end of the newest live aggregate."""
 TALLY_DTYPE = np.dtype([(name, "<i8") for name in (
     "head", "tail", "trades", "quotes", "marks", "bad_values", "duplicates", "late", "stale", "conflated", "lost", "ring_full", "gaps",
-    "resets", "holes", "compactions", "compacted_head", "time_ms", "limit_ms", "strange", "off_grid",
+    "resets", "holes", "compactions", "compacted_head", "time_ms", "limit_ms", "strange", "off_grid", "ahead",
 )])
 """``head``, ``tail``: the queue. ``time_ms``: newest TIME. ``limit_ms``: later venue times are rubbish. ``strange``: single
-trades that no aggregate holds (insurance fund, deleveraging). ``off_grid``: of the bad values, quantities that are no whole steps. The
-rest counts."""
+trades that no aggregate holds (insurance fund, deleveraging). ``off_grid``: of the bad values, quantities that are no whole steps;
+``ahead``: trades later than ``limit_ms``. The rest counts."""
 
 
 class Table(NamedTuple):
@@ -310,6 +310,7 @@ def _take_trade(table: Table, staged: Staged, row: int, received_ns: int) -> Non
     if not (0.0 < staged.floats[row, 2] < PRICE_MAX and steps > 0 and 0 < time_ms <= tally.limit_ms and identity > 0):
         tally.bad_values += 1
         tally.off_grid += steps < 0 and staged.floats[row, 3] > 0.0
+        tally.ahead += time_ms > tally.limit_ms
         return
     if not filled:
         symbol.trade_ns = received_ns

@@ -9,7 +9,8 @@ Invariants
     begins while the Feed runs, until its stream is asked for: what it traded before is in history alone.
   * TIME(t) is written only while each market socket is live and after each has shown an event at or after t, the grace has passed, and no
     gap is younger than ``gap_hold_s``. It speaks for the symbols that are not in a gap: a gap that lasts does not stop the others.
-  * Rubbish is counted by kind and never stops the Feed. Venue times are bounded by the clock, so no frame drags TIME into the future.
+  * Rubbish is counted by kind and never stops the Feed. Venue times are bounded by the clock, so no frame drags TIME into the future. Where
+    trades are beyond that, the venue's clock is asked for, since a machine that slept is behind for good.
   * Market time serves for the grace and for bounds; back-off, mute and deadlines are wall time.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,7 +39,7 @@ from src.conflate import (
     trade_key,
 )
 from src.counters import READY, Block, Counters
-from src.error_handler import Throttle, warn
+from src.error_handler import AegisError, Throttle, warn
 from src.gaps import Fetch, Gaps
 from src.kernel_cache import Progress, silently
 from src.links import Route
@@ -126,7 +127,10 @@ class Feed:
         self.on_contract: Callable[[ContractInfo], None] = lambda event: None
         self.on_doubt: Callable[[], None] = lambda: None
         """Trades came that are off the grid which we know: the venue may have changed it."""
-        self._off_grid = 0
+        self.measure: Callable[[], Awaitable[int]] | None = None
+        """Venue time − market time, in ms. Raises AegisError."""
+        self._off_grid = self._ahead = self._behind_ms = 0
+        self._measuring = Throttle(LOG_EVERY_S)
         self._market_rows = self._second = self._due_ms = self._written_ms = 0
         self._draining = self._stopped = False
         self._last_frame_ns = 0
@@ -162,6 +166,7 @@ class Feed:
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """One more task of the Feed, ended with it; its error is the Feed's."""
         assert self._group is not None, "tasks begin while the Feed runs"
+        self._tasks = [task for task in self._tasks if not task.done()]
         self._tasks.append(self._group.create_task(work))
 
     # data
@@ -244,7 +249,7 @@ class Feed:
             self._come_back(now_ns)
 
     def _bound_time(self) -> None:
-        self._limit_ms = self.options.clock.market_ms() + self._ahead_ms
+        self._limit_ms = self.options.clock.market_ms() + self._behind_ms + self._ahead_ms
         self.conflator.set_limit(self._limit_ms)
 
     def contract(self, event: ContractInfo) -> None:
@@ -381,13 +386,29 @@ class Feed:
         for shard in self.shards:
             if (asked := shard.send_requests()) and shard.route is Route.MARKET:
                 self.gaps.stream_is_back(asked, now_ns)
-        off_grid = int(self.conflator.tally["off_grid"])
-        if off_grid > self._off_grid:
-            self._off_grid = off_grid
-            self.on_doubt()
+        self._suspect(now_ns)
         self._write_states(now_ns)
         self._write_time()
         self._count(now_ns)
+
+    def _suspect(self, now_ns: int) -> None:
+        """Trades that are refused again and again may be right, and we wrong: about the grid, or about the time."""
+        off_grid, ahead = int(self.conflator.tally["off_grid"]), int(self.conflator.tally["ahead"])
+        if off_grid > self._off_grid:
+            self.on_doubt()
+        if ahead > self._ahead and self.measure is not None and self._measuring.due(now_ns):
+            self.spawn(self._set_right(self.measure))
+        self._off_grid, self._ahead = off_grid, ahead
+
+    async def _set_right(self, measure: Callable[[], Awaitable[int]]) -> None:
+        try:
+            self._behind_ms = max(0, await measure())
+        except AegisError as error:
+            warn(f"trades come from the future, and the venue does not say what time it is: {error}")
+            return
+        self._bound_time()
+        if self._behind_ms > SKEW_MS:
+            warn("this machine's clock is behind the venue's: set it right and start anew", seconds=self._behind_ms // 1000)
 
     def _write_states(self, now_ns: int) -> None:
         """STATE where it changed: tradable once both streams have shown data, neither has fallen silent, and the venue's word allows it."""
@@ -470,8 +491,10 @@ async def run_feed(options: FeedOptions, ring: Ring, counters: Counters, on_read
         show_use(governor, clock, block)
         return rows
 
+    feed = Feed(options, ring, block, fetch, probe)
+    feed.measure = rest.sync_time
     try:
-        await Feed(options, ring, block, fetch, probe).run(on_ready, stop, beside)
+        await feed.run(on_ready, stop, beside)
     finally:
         await rest.close()
 
