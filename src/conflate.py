@@ -8,7 +8,8 @@ Invariants
   * A trade fragment never crosses a second of venue time while there is room; volumes are whole steps, so merging is exact in any order.
   * Order is kept per symbol: a fragment is extended only while it is the newest of its symbol and no gap or heal lies behind it.
   * A TIME record is behind every trade that it speaks for; merging moves trades only towards the front of the queue.
-  * The table is bounded. When it fills up, pending seconds are merged into minutes; what still does not fit is refused *before* its
+  * The table is bounded. When it fills up, pending seconds are merged into minutes, or into the candles where
+    those are shorter; what still does not fit is refused *before* its
     aggregate id is taken, so the next trade of that symbol finds a gap, and the gap is back-filled. Nothing is lost unseen.
   * A trade's id is one more than the last, or it is a duplicate (dropped, counted), or it opens a gap (GAP is written in front of it).
 """
@@ -82,8 +83,10 @@ row, and the lowest of them. ``last_raw``: single trade id at the end of the new
 TALLY_DTYPE = np.dtype([(name, "<i8") for name in (
     "head", "tail", "trades", "quotes", "marks", "bad_values", "duplicates", "late", "stale", "conflated", "lost", "ring_full", "gaps",
     "resets", "holes", "compactions", "compacted_head", "time_ms", "limit_ms", "strange", "off_grid", "ahead",
+    "merge_ms",
 )])
-"""``head``, ``tail``: the queue. ``time_ms``: newest TIME. ``limit_ms``: later venue times are rubbish. ``strange``: single
+"""``head``, ``tail``: the queue. ``time_ms``: newest TIME. ``limit_ms``: later venue times are rubbish. ``merge_ms``: the span that seconds
+are merged into. ``strange``: single
 trades that no aggregate holds (insurance fund, deleveraging). ``off_grid``: of the bad values, quantities that are no whole steps;
 ``ahead``: trades later than ``limit_ms``. The rest counts."""
 
@@ -168,7 +171,7 @@ def _kept(table: Table, record: Record, to: int) -> bool:
     """One record of a compaction, about to be moved to queue position ``to``. False: it lives on in an earlier one, or in a later TIME."""
     symbol = table.symbols[record.sym]
     if record.kind == TIME:
-        return bool(record.time_ms % MINUTE_MS == 0 or record.time_ms == table.tally[0].time_ms)
+        return bool(record.time_ms % table.tally[0].merge_ms == 0 or record.time_ms == table.tally[0].time_ms)
     if record.kind == QUOTE:
         symbol.quote_at = to
     elif record.kind == MARK:
@@ -177,7 +180,8 @@ def _kept(table: Table, record: Record, to: int) -> bool:
         earlier = symbol.kept_fill_at if record.flags & BACKFILLED else symbol.kept_at
         if earlier >= 0:
             into = table.own[earlier & (len(table.own) - 1)]
-            if into.time_ms // MINUTE_MS == record.time_ms // MINUTE_MS:
+            span = table.tally[0].merge_ms
+            if into.time_ms // span == record.time_ms // span:
                 _absorb(into, record)
                 return False
         if record.flags & BACKFILLED:
@@ -463,6 +467,7 @@ class Conflator:
             symbols[name] = -1
         holes = np.zeros((ROWS_MAX, 3), np.int64)
         self.table = Table(own, own.view(np.uint64), symbols, np.zeros(1, TALLY_DTYPE), holes)
+        self.merge_into(MINUTE_MS)
         self._empty = Staged(np.zeros((1, 8), np.int64), np.zeros((1, 8), np.float64))
 
     def add(self, step: float) -> int:
@@ -484,6 +489,11 @@ class Conflator:
     def pending(self) -> int:
         """Records that wait for room in the ring."""
         return int(self.tally["head"] - self.tally["tail"])
+
+    def merge_into(self, span_ms: int) -> None:
+        """What pending seconds are merged into where room is short: candles must be whole multiples of it."""
+        assert span_ms > 0 and span_ms % SECOND_MS == 0, span_ms
+        self.table.tally[0]["merge_ms"] = span_ms
 
     def set_limit(self, limit_ms: int) -> None:
         """Venue times beyond this are rubbish from now on."""

@@ -74,9 +74,9 @@ class FeedOptions:
     """``market_url``, ``public_url``: routed stream bases, without ``/stream``. ``symbols``: the table; a symbol's index is its place.
     ``spare``: places for symbols that begin later.
 
-    ``close_grace_ms``: market time, and never less than 20 ms of wall time. ``gap_hold_s``: wall time. ``backfill_max``: trades of one
-    hole that are fetched. ``records``: size of the table that holds what the ring has no room for (a power of two). ``make_link``,
-    ``make_conflator``: what links and table are made by; a recorder puts its own there.
+    ``candle_ms``: the reader's candles, which no merging blurs. ``close_grace_ms``: market time, and never less than 20 ms of wall time.
+    ``gap_hold_s``: wall time. ``backfill_max``: trades of one hole that are fetched. ``records``: size of the table that holds what the ring
+    has no room for (a power of two). ``make_link``, ``make_conflator``: what links and table are made by; a recorder puts its own there.
     """
 
     market_url: str
@@ -86,6 +86,7 @@ class FeedOptions:
     symbols: tuple[SymbolRules, ...]
     spare: int = 0
     close_grace_ms: int = 250
+    candle_ms: int = MINUTE_MS
     streams_per_socket: int = 200
     gap_hold_s: float = 10.0
     backfill_max: int = 10_000
@@ -106,6 +107,7 @@ class Feed:
         self.rules = list(options.symbols)
         self.place = {rules.symbol: index for index, rules in enumerate(self.rules)}
         self.conflator = options.make_conflator([float(rules.step) for rules in self.rules], ring, options.records, options.spare)
+        self.conflator.merge_into(min(MINUTE_MS, options.candle_ms))
         self.shards = [Shard(self, streams, options.patience, options.make_link) for streams in plan(options)]
         self.market = [shard for shard in self.shards if shard.route is Route.MARKET]
         self.names = [rules.symbol for rules in self.rules]

@@ -391,6 +391,20 @@ def test_a_full_table_merges_seconds_into_minutes_and_loses_no_volume(small: Ben
         written = slot["last_time_ms"] if slot["kind"] == TRADE else written
 
 
+def test_merging_never_blurs_candles_that_are_shorter_than_a_minute(small: Bench) -> None:
+    start = T0 // 60_000 * 60_000
+    small.conflator.merge_into(5_000)
+    for second in range(2_000):
+        small.trade(second + 1, start + second * 1000)
+        small.flush()
+    assert small.tally("compactions") > 0
+    small.ring.read_new(1 << 20)
+    slots = small.slots()
+    assert len(slots) < 1_500
+    assert (slots["time_ms"] // 5_000 == slots["last_time_ms"] // 5_000).all()
+    assert slots["volume"].sum() == 2_000 * 1000
+
+
 def test_time_never_overtakes_the_trades_it_speaks_for(small: Bench) -> None:
     start = T0 // 60_000 * 60_000
     for second in range(2048):
