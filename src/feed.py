@@ -272,13 +272,14 @@ class Feed:
             ready()
 
     def cut(self, shard: Shard) -> None:
-        """From here on nothing is known of the shard's trades."""
+        """From here on nothing is known of the shard's trades. (Before the first TIME no candle has closed without one.)"""
         self.reconnects += 1
         if shard.route is not Route.MARKET:
             return
         now_ns = monotonic_ns()
         for index in shard.members:
-            self.missed(index, now_ns)
+            if self._written_ms or self.conflator.symbols[index]["last_id"]:
+                self.missed(index, now_ns)
 
     def missed(self, index: int, now_ns: int) -> None:
         """Trades of this symbol may be missing from the last one on, or from the start."""

@@ -459,14 +459,15 @@ async def test_after_a_cut_every_symbol_is_in_doubt_until_shown_or_asked() -> No
 
 async def test_a_symbol_without_a_trade_so_far_is_in_a_gap_too_when_its_socket_is_cut() -> None:
     """No id is known that could be asked for: history is read instead."""
-    async with scene(BTC, ETH) as s:
+    async with scene(BTC, ETH, close_grace_ms=0) as s:
         await s.venue.trade("BTCUSDT", 1, T0)
-        await s.reader.count(TRADE)
+        await s.venue.marks(T0 + 1000, "BTCUSDT")
+        await s.reader.count(TIME)
         await s.venue.cut("market")
         await s.venue.until(lambda: any("ethusdt@aggTrade" in client.names for client in s.venue.clients))
-        s.venue.record("ETHUSDT", 7, T0)
+        s.venue.record("ETHUSDT", 7, T0 + 1500)
         await s.reader.count(HEALED, 2)
-        await s.venue.trade("ETHUSDT", 8, T0 + 1)
+        await s.venue.trade("ETHUSDT", 8, T0 + 1501)
         await s.reader.until(lambda: bool(s.reader.of(TRADE, 1)))
         eth = [(int(slot["kind"]), int(slot["first_id"]), int(slot["open"])) for slot in s.reader.slots
                if slot["sym"] == 1 and slot["kind"] in (GAP, HEALED)]
