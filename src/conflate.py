@@ -311,7 +311,8 @@ def _take_trade(table: Table, staged: Staged, row: int, received_ns: int) -> Non
     sym, filled, time_ms, identity = ints[row, 0] & 0xFFFF, ints[row, 0] >> 24, float(ints[row, 1]), ints[row, 5]
     symbol = table.symbols[sym]
     steps = _whole_steps(staged.floats[row, 3], symbol.step)
-    if not (0.0 < staged.floats[row, 2] < PRICE_MAX and steps > 0 and 0 < time_ms <= tally.limit_ms and identity > 0):
+    sound = 0.0 < staged.floats[row, 2] < PRICE_MAX and steps > 0 and identity > 0 and ints[row, 7] - ints[row, 6] < HOLE_MAX
+    if not (sound and 0 < time_ms <= tally.limit_ms):
         tally.bad_values += 1
         tally.off_grid += steps < 0 and staged.floats[row, 3] > 0.0
         tally.ahead += time_ms > tally.limit_ms

@@ -158,6 +158,12 @@ def test_an_impossible_quote_is_counted_and_not_written(bench: Bench, row: tuple
     assert bench.tally("bad_values") == 1
 
 
+def test_an_aggregate_of_impossibly_many_trades_is_counted_and_not_written(bench: Bench) -> None:
+    bench.trade(1, first=1, last=1 << 62)
+    assert len(bench.slots()) == 0
+    assert bench.tally("bad_values") == 1
+
+
 def test_duplicates_are_dropped_and_counted(bench: Bench) -> None:
     for identity in (1, 2, 2, 1, 3):
         bench.trade(identity)
