@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from src.clock import Clock, iso
+from src.clock import SECOND_NS, Clock, iso, monotonic_ns
 from src.error_handler import AegisError, Fatal, Retryable, lifecycle, warn
 from src.feed import Feed
 from src.life import hear
@@ -30,6 +30,8 @@ from src.venue.rest import Rest
 
 NEWS_PAUSE_S = 10.0
 """Wall seconds between a look and the next one that news ask for."""
+NEWS_LEAD_S = 60.0
+"""For so many wall seconds news of an end hold, though the venue's list does not show it yet."""
 
 Look = Callable[[], Awaitable[Offer]]
 
@@ -88,6 +90,8 @@ class Renewer:
         """(version, place, rules) that the Brain has not answered for yet."""
         self._places = {(rules.symbol, rules.step): index for index, rules in enumerate(feed.rules)}
         self._news = asyncio.Event()
+        self._heard_ns: dict[int, int] = {}
+        """When the stream told of a contract's end, by place."""
         self._full = False
         feed.on_contract, feed.on_doubt = self.on_contract, self._news.set
 
@@ -130,6 +134,9 @@ class Renewer:
         place = self._feed.place.get(event.s)
         if place is not None and self._feed.streamed[place]:
             rules = replace(self._feed.rules[place], status=event.cs, delivery_ms=event.dt or PERPETUAL_END_MS)
+            self._heard_ns.pop(place, None)
+            if standing(rules).leave_ms:
+                self._heard_ns[place] = monotonic_ns()
             self._stand(place, rules)
         self._news.set()
 
@@ -139,6 +146,9 @@ class Renewer:
             when = iso(stands.leave_ms) if rules is not None and rules.tradable else "now"
             lifecycle(f"🚪 {self._feed.rules[place].symbol} leaves the venue: nothing opens in it", ends=when)
         self._feed.stand(place, stands)
+
+    def _is_fresh(self, place: int) -> bool:
+        return monotonic_ns() - self._heard_ns.get(place, -10**18) < NEWS_LEAD_S * SECOND_NS
 
     # a look
 
@@ -159,7 +169,8 @@ class Renewer:
         for symbol, stands in found.standings.items():
             if symbol in places:
                 rules = offer.rules.get(symbol)
-                self._stand(places[symbol], rules, wanted=stands.tradable)
+                if stands.leave_ms or not self._is_fresh(places[symbol]):
+                    self._stand(places[symbol], rules, wanted=stands.tradable)
                 if rules is not None and rules != members[symbol]:
                     news[places[symbol]] = feed.rules[places[symbol]] = rules
         began = self._settle(found.begin)

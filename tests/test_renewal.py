@@ -152,6 +152,18 @@ async def test_news_of_a_contract_stop_entries_at_once() -> None:
         assert s.get("bad_frames") == s.get("bad_values") == 0
 
 
+async def test_news_of_an_end_hold_though_the_list_does_not_show_it_yet() -> None:
+    async with renewing(BTC) as (market, s):
+        event = {"e": "contractInfo", "E": T0, "s": "BTCUSDT", "ps": "BTCUSDT", "ct": "PERPETUAL", "dt": T0 + 7200_000, "ot": 0, "cs": "TRADING"}
+        await s.venue.send("market", "!contractInfo", event)
+        await s.reader.count(STATE)
+        await market.look()
+        assert market.feed is not None and market.feed.standing_of(0).leave_ms == T0 + 7200_000
+        await s.venue.send("market", "!contractInfo", event | {"dt": 4_133_404_800_000})
+        await s.reader.count(STATE, 2)
+        assert market.feed.standing_of(0).tradable
+
+
 async def test_a_full_socket_is_left_alone_and_a_new_one_is_opened() -> None:
     async with renewing(BTC, streams_per_socket=3) as (market, s):
         market.listed["ETHUSDT"] = ETH
