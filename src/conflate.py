@@ -8,7 +8,8 @@ Invariants
   * A trade fragment never crosses a second of venue time while there is room; volumes are whole steps, so merging is exact in any order.
   * Order is kept per symbol: a fragment is extended only while it is the newest of its symbol and no gap or heal lies behind it.
   * A TIME record is behind every trade that it speaks for; merging moves trades only towards the front of the queue.
-  * The table is bounded. When it fills up, pending seconds are merged into minutes; what still does not fit is refused *before* its
+  * The table is bounded. When it fills up, pending seconds are merged into minutes, or into the candles where
+    those are shorter; what still does not fit is refused *before* its
     aggregate id is taken, so the next trade of that symbol finds a gap, and the gap is back-filled. Nothing is lost unseen.
   * A trade's id is one more than the last, or it is a duplicate (dropped, counted), or it opens a gap (GAP is written in front of it).
 """
@@ -65,22 +66,29 @@ CONTRARY_MAX = 20
 SECOND_MS, MINUTE_MS = 1_000, 60_000
 GRID_TOLERANCE = 1e-6
 
+UNTOLD = 2
 WAKE, HOLES, BACKLOG = 1, 2, 4
 """What ``Conflator.flush`` returns, or-ed: the reader sleeps and must be woken; ``holes`` has something to say; the ring is full."""
 
 SYMBOL_DTYPE = np.dtype([
     ("step", "<f8"), ("last_id", "<i8"), ("trade_at", "<i8"), ("fill_at", "<i8"), ("quote_at", "<i8"), ("mark_at", "<i8"),
     ("trade_ms", "<f8"), ("quote_ms", "<f8"), ("trade_ns", "<i8"), ("quote_ns", "<i8"), ("doubt", "<i8"), ("contrary", "<i8"),
-    ("kept_at", "<i8"), ("kept_fill_at", "<i8"), ("last_raw", "<i8"), ("bid", "<f8"), ("ask", "<f8"),
+    ("kept_at", "<i8"), ("kept_fill_at", "<i8"), ("last_raw", "<i8"), ("bid", "<f8"), ("ask", "<f8"), ("filled_ms", "<f8"),
+    ("contrary_id", "<i8"),
 ])
-"""One row a symbol. ``*_at``: queue position of its newest record of that kind (live when not below the queue's tail). ``doubt``: the
-stream was cut, so it is not known whether trades are missing. ``last_raw``: single trade id at the end of the newest live aggregate."""
+"""One row a symbol. ``*_at``: queue position of its newest record of that kind (live when not below the queue's tail). ``last_id`` 0: none is
+known. ``trade_ms``, ``filled_ms``: newest time of a live trade, and of one that REST gave. ``doubt``: the stream was cut, so it is not known
+whether trades are missing (UNTOLD: and GAP could not be written yet). ``contrary``, ``contrary_id``: how many impossible ids came in a
+row, and the lowest of them. ``last_raw``: single trade id at the end of the newest live aggregate."""
 TALLY_DTYPE = np.dtype([(name, "<i8") for name in (
     "head", "tail", "trades", "quotes", "marks", "bad_values", "duplicates", "late", "stale", "conflated", "lost", "ring_full", "gaps",
-    "resets", "holes", "compactions", "compacted_head", "time_ms", "limit_ms", "strange",
+    "resets", "holes", "compactions", "compacted_head", "time_ms", "limit_ms", "strange", "off_grid", "ahead",
+    "merge_ms",
 )])
-"""``head``, ``tail``: the queue. ``time_ms``: newest TIME. ``limit_ms``: later venue times are rubbish. ``strange``: single
-trades that no aggregate holds (insurance fund, deleveraging). The rest counts."""
+"""``head``, ``tail``: the queue. ``time_ms``: newest TIME. ``limit_ms``: later venue times are rubbish. ``merge_ms``: the span that seconds
+are merged into. ``strange``: single
+trades that no aggregate holds (insurance fund, deleveraging). ``off_grid``: of the bad values, quantities that are no whole steps;
+``ahead``: trades later than ``limit_ms``. The rest counts."""
 
 
 class Table(NamedTuple):
@@ -163,7 +171,7 @@ def _kept(table: Table, record: Record, to: int) -> bool:
     """One record of a compaction, about to be moved to queue position ``to``. False: it lives on in an earlier one, or in a later TIME."""
     symbol = table.symbols[record.sym]
     if record.kind == TIME:
-        return bool(record.time_ms % MINUTE_MS == 0 or record.time_ms == table.tally[0].time_ms)
+        return bool(record.time_ms % table.tally[0].merge_ms == 0 or record.time_ms == table.tally[0].time_ms)
     if record.kind == QUOTE:
         symbol.quote_at = to
     elif record.kind == MARK:
@@ -172,7 +180,8 @@ def _kept(table: Table, record: Record, to: int) -> bool:
         earlier = symbol.kept_fill_at if record.flags & BACKFILLED else symbol.kept_at
         if earlier >= 0:
             into = table.own[earlier & (len(table.own) - 1)]
-            if into.time_ms // MINUTE_MS == record.time_ms // MINUTE_MS:
+            span = table.tally[0].merge_ms
+            if into.time_ms // span == record.time_ms // span:
                 _absorb(into, record)
                 return False
         if record.flags & BACKFILLED:
@@ -220,21 +229,24 @@ def _whole_steps(qty: float, step: float) -> float:
 
 @njit(cache=True)
 def _id_follows(table: Table, symbol: Record, identity: int, time_ms: float) -> bool:
-    """Whether a live trade is new; counts why not. Accepts any id once the venue has evidently begun to count anew."""
+    """Whether a live trade is new; counts why not. Once the venue has evidently begun to count anew, the trades that showed it are missing.
+
+    What REST gave may come on a stream that lags: that is no contradiction."""
     tally, last = table.tally[0], symbol.last_id
     if last == 0 or 0 < identity - last <= HOLE_MAX:
         symbol.contrary = 0
         return True
     if identity <= last:
         tally.duplicates += 1
-        if time_ms <= symbol.trade_ms:
+        if time_ms <= max(symbol.trade_ms, symbol.filled_ms):
             return False
     else:
         tally.bad_values += 1
+    symbol.contrary_id = min(identity, symbol.contrary_id) if symbol.contrary > 0 else identity
     symbol.contrary += 1
     if symbol.contrary < CONTRARY_MAX:
         return False
-    symbol.contrary = symbol.last_id = 0
+    symbol.contrary, symbol.last_id = 0, symbol.contrary_id - 1
     tally.resets += 1
     return True
 
@@ -243,7 +255,7 @@ def _id_follows(table: Table, symbol: Record, identity: int, time_ms: float) -> 
 def _note_hole(table: Table, sym: int, identity: int, received_ns: int) -> None:
     """Before a trade is taken: if ids are missing in front of it, GAP and a report; if the stream was cut before, a report in any case."""
     tally, symbol = table.tally[0], table.symbols[sym]
-    first = symbol.last_id + 1 if symbol.last_id > 0 else identity
+    first = symbol.last_id + 1 if symbol.last_id > 0 or symbol.trade_ms > 0 else identity
     missing = identity > first
     if not missing and symbol.doubt == 0:
         return
@@ -299,8 +311,11 @@ def _take_trade(table: Table, staged: Staged, row: int, received_ns: int) -> Non
     sym, filled, time_ms, identity = ints[row, 0] & 0xFFFF, ints[row, 0] >> 24, float(ints[row, 1]), ints[row, 5]
     symbol = table.symbols[sym]
     steps = _whole_steps(staged.floats[row, 3], symbol.step)
-    if not (0.0 < staged.floats[row, 2] < PRICE_MAX and steps > 0 and 0 < time_ms <= tally.limit_ms and identity > 0):
+    sound = 0.0 < staged.floats[row, 2] < PRICE_MAX and steps > 0 and identity > 0 and ints[row, 7] - ints[row, 6] < HOLE_MAX
+    if not (sound and 0 < time_ms <= tally.limit_ms):
         tally.bad_values += 1
+        tally.off_grid += steps < 0 and staged.floats[row, 3] > 0.0
+        tally.ahead += time_ms > tally.limit_ms
         return
     if not filled:
         symbol.trade_ns = received_ns
@@ -318,6 +333,8 @@ def _take_trade(table: Table, staged: Staged, row: int, received_ns: int) -> Non
         symbol.last_id, symbol.trade_ms = identity, max(symbol.trade_ms, time_ms)
         tally.late += time_ms < tally.time_ms
         tally.strange += strange
+    else:
+        symbol.filled_ms = max(symbol.filled_ms, time_ms)
     tally.trades += 1
     _write_trade(table, staged, row, steps, received_ns, strange)
 
@@ -451,6 +468,7 @@ class Conflator:
             symbols[name] = -1
         holes = np.zeros((ROWS_MAX, 3), np.int64)
         self.table = Table(own, own.view(np.uint64), symbols, np.zeros(1, TALLY_DTYPE), holes)
+        self.merge_into(MINUTE_MS)
         self._empty = Staged(np.zeros((1, 8), np.int64), np.zeros((1, 8), np.float64))
 
     def add(self, step: float) -> int:
@@ -473,6 +491,11 @@ class Conflator:
         """Records that wait for room in the ring."""
         return int(self.tally["head"] - self.tally["tail"])
 
+    def merge_into(self, span_ms: int) -> None:
+        """What pending seconds are merged into where room is short: candles must be whole multiples of it."""
+        assert span_ms > 0 and span_ms % SECOND_MS == 0, span_ms
+        self.table.tally[0]["merge_ms"] = span_ms
+
     def set_limit(self, limit_ms: int) -> None:
         """Venue times beyond this are rubbish from now on."""
         self.table.tally[0]["limit_ms"] = limit_ms
@@ -492,30 +515,40 @@ class Conflator:
         return [(int(s), int(a), int(b)) for s, a, b in self.table.holes[:int(self.tally["holes"])]]
 
     def doubt(self, symbol: int, now_ns: int) -> bool:
-        """The symbol's stream was cut: GAP from the next id on, its end unknown (0). False: no room, try again."""
+        """The symbol's stream was cut: GAP from the next id on (0: none is known), its end unknown (0). It is in doubt in any case. False: no
+        room for the GAP, try again."""
         row = self.table.symbols[symbol]
-        if row["last_id"] == 0 or row["doubt"]:
+        if row["doubt"] not in (0, UNTOLD):
             return True
-        if not self._word(GAP, symbol, now_ns, (float(row["trade_ms"]), 0.0, int(row["last_id"]) + 1, 0, 0.0, 0.0)):
+        row["doubt"], last_id = UNTOLD, int(row["last_id"])
+        if not self._word(GAP, symbol, now_ns, (float(row["trade_ms"]), 0.0, last_id + 1 if last_id else 0, 0, 0.0, 0.0)):
             return False
         row["doubt"] = 1
         return True
 
-    def caught_up(self, symbol: int, last_id: int) -> None:
-        """A cut stream's symbol is known up to ``last_id`` without a live trade having shown it."""
+    def filled_to(self, symbol: int, last_id: int) -> None:
+        """Of a cut stream's symbol REST gave what there was up to ``last_id``: what the stream shows of it is a duplicate."""
         row = self.table.symbols[symbol]
         if last_id > row["last_id"]:
             row["last_id"], row["last_raw"] = last_id, 0
-        row["doubt"] = 0
+
+    def caught_up(self, symbol: int, last_id: int) -> None:
+        """A cut stream's symbol is known up to ``last_id`` without a live trade having shown it."""
+        self.filled_to(symbol, last_id)
+        self.table.symbols[symbol]["doubt"] = 0
 
     def forget(self, symbol: int, now_ns: int) -> bool:
         """The symbol's streams end: GAP from the next id on, and whatever comes later is a beginning. False: no room, try again."""
         row = self.table.symbols[symbol]
         if not self._word(GAP, symbol, now_ns, (float(row["trade_ms"]), 0.0, int(row["last_id"]) + 1, 0, 0.0, 0.0)):
             return False
-        for name in ("last_id", "last_raw", "doubt", "contrary", "trade_ns", "quote_ns"):
-            row[name] = 0
+        self.begin(symbol)
         return True
+
+    def begin(self, symbol: int) -> None:
+        """Nothing is known of the symbol."""
+        for name in ("last_id", "last_raw", "doubt", "contrary", "trade_ns", "quote_ns", "trade_ms", "filled_ms"):
+            self.table.symbols[symbol][name] = 0
 
     def healed(self, symbol: int, first_id: int, last_id: int, unfilled: int, now_ns: int) -> bool:
         """HEALED; ``unfilled``: how many of those trades the venue could not give (in ``open``). False: no room, try again."""

@@ -5,10 +5,12 @@ and end while it runs; each has a place in the table that is never another's.
 
 Invariants
   * No trade is lost unseen: missing ids become GAP, are fetched by REST, written flagged in id order, and then HEALED. When a symbol's
-    socket is cut, the symbol is in a gap whose end is unknown (``last_id`` 0) until a trade or REST shows what was missed.
+    socket is cut, the symbol is in a gap whose end is unknown (``last_id`` 0) until a trade or REST shows what was missed. So is a symbol that
+    begins while the Feed runs, until its stream is asked for: what it traded before is in history alone.
   * TIME(t) is written only while each market socket is live and after each has shown an event at or after t, the grace has passed, and no
     gap is younger than ``gap_hold_s``. It speaks for the symbols that are not in a gap: a gap that lasts does not stop the others.
-  * Rubbish is counted by kind and never stops the Feed. Venue times are bounded by the clock, so no frame drags TIME into the future.
+  * Rubbish is counted by kind and never stops the Feed. Venue times are bounded by the clock, so no frame drags TIME into the future. Where
+    trades are beyond that, the venue's clock is asked for, since a machine that slept is behind for good.
   * Market time serves for the grace and for bounds; back-off, mute and deadlines are wall time.
 """
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,7 +39,7 @@ from src.conflate import (
     trade_key,
 )
 from src.counters import READY, Block, Counters
-from src.error_handler import Throttle, warn
+from src.error_handler import AegisError, Throttle, warn
 from src.gaps import Fetch, Gaps
 from src.kernel_cache import Progress, silently
 from src.links import Route
@@ -72,9 +74,9 @@ class FeedOptions:
     """``market_url``, ``public_url``: routed stream bases, without ``/stream``. ``symbols``: the table; a symbol's index is its place.
     ``spare``: places for symbols that begin later.
 
-    ``close_grace_ms``: market time, and never less than 20 ms of wall time. ``gap_hold_s``: wall time. ``backfill_max``: trades of one
-    hole that are fetched. ``records``: size of the table that holds what the ring has no room for (a power of two). ``make_link``,
-    ``make_conflator``: what links and table are made by; a recorder puts its own there.
+    ``candle_ms``: the reader's candles, which no merging blurs. ``close_grace_ms``: market time, and never less than 20 ms of wall time.
+    ``gap_hold_s``: wall time. ``backfill_max``: trades of one hole that are fetched. ``records``: size of the table that holds what the ring
+    has no room for (a power of two). ``make_link``, ``make_conflator``: what links and table are made by; a recorder puts its own there.
     """
 
     market_url: str
@@ -84,6 +86,7 @@ class FeedOptions:
     symbols: tuple[SymbolRules, ...]
     spare: int = 0
     close_grace_ms: int = 250
+    candle_ms: int = MINUTE_MS
     streams_per_socket: int = 200
     gap_hold_s: float = 10.0
     backfill_max: int = 10_000
@@ -104,12 +107,13 @@ class Feed:
         self.rules = list(options.symbols)
         self.place = {rules.symbol: index for index, rules in enumerate(self.rules)}
         self.conflator = options.make_conflator([float(rules.step) for rules in self.rules], ring, options.records, options.spare)
+        self.conflator.merge_into(min(MINUTE_MS, options.candle_ms))
         self.shards = [Shard(self, streams, options.patience, options.make_link) for streams in plan(options)]
         self.market = [shard for shard in self.shards if shard.route is Route.MARKET]
         self.names = [rules.symbol for rules in self.rules]
         self.gaps = Gaps(self, self.names, fetch, options.backfill_max)
         self.kinds: Counter[str] = Counter()
-        self.frames = self.reconnects = self.gaps_found = self.gaps_healed = 0
+        self.frames = self.reconnects = self.gaps_found = self.gaps_healed = self.unfilled = 0
         self.silence = Silence(self, options.clock, options.patience, probe, block.add)
         self._shard_of = {index: shard for shard in self.market for index in shard.members}
         self._block = block
@@ -123,6 +127,12 @@ class Feed:
         self._group: asyncio.TaskGroup | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.on_contract: Callable[[ContractInfo], None] = lambda event: None
+        self.on_doubt: Callable[[], None] = lambda: None
+        """Trades came that are off the grid which we know: the venue may have changed it."""
+        self.measure: Callable[[], Awaitable[int]] | None = None
+        """Venue time − market time, in ms. Raises AegisError."""
+        self._off_grid = self._ahead = self._behind_ms = 0
+        self._measuring = Throttle(LOG_EVERY_S)
         self._market_rows = self._second = self._due_ms = self._written_ms = 0
         self._draining = self._stopped = False
         self._last_frame_ns = 0
@@ -158,6 +168,7 @@ class Feed:
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """One more task of the Feed, ended with it; its error is the Feed's."""
         assert self._group is not None, "tasks begin while the Feed runs"
+        self._tasks = [task for task in self._tasks if not task.done()]
         self._tasks.append(self._group.create_task(work))
 
     # data
@@ -240,7 +251,7 @@ class Feed:
             self._come_back(now_ns)
 
     def _bound_time(self) -> None:
-        self._limit_ms = self.options.clock.market_ms() + self._ahead_ms
+        self._limit_ms = self.options.clock.market_ms() + self._behind_ms + self._ahead_ms
         self.conflator.set_limit(self._limit_ms)
 
     def contract(self, event: ContractInfo) -> None:
@@ -261,20 +272,20 @@ class Feed:
             ready()
 
     def cut(self, shard: Shard) -> None:
-        """From here on nothing is known of the shard's trades."""
+        """From here on nothing is known of the shard's trades. (Before the first TIME no candle has closed without one.)"""
         self.reconnects += 1
         if shard.route is not Route.MARKET:
             return
         now_ns = monotonic_ns()
         for index in shard.members:
-            self.missed(index, now_ns)
+            if self._written_ms or self.conflator.symbols[index]["last_id"]:
+                self.missed(index, now_ns)
 
     def missed(self, index: int, now_ns: int) -> None:
-        """Trades of this symbol may be missing from the last one on."""
+        """Trades of this symbol may be missing from the last one on, or from the start."""
         last_id = int(self.conflator.symbols[index]["last_id"])
-        if last_id > 0:
-            self._owe(partial(self.conflator.doubt, index, now_ns))
-            self.gaps.open(index, last_id + 1, None, now_ns)
+        self._owe(partial(self.conflator.doubt, index, now_ns))
+        self.gaps.open(index, last_id + 1 if last_id else 0, None, now_ns)
 
     def stream_of(self, symbol: int) -> int:
         return self._shard_of[symbol].since_ns(symbol)
@@ -288,6 +299,7 @@ class Feed:
 
     def got_well(self, symbol: int, first: int, last: int, unfilled: int) -> None:
         self.gaps_healed += 1
+        self.unfilled += unfilled
         self._owe(partial(self.conflator.healed, symbol, first, last, unfilled, monotonic_ns()))
         self._well(self._shard_of[symbol])
         self._write_time()
@@ -306,12 +318,12 @@ class Feed:
             self.names.append(rules.symbol)
             self._stands.append(standing(rules))
             self._said.append((-1, 0, True))
-        else:
-            self._owe(partial(self.conflator.healed, index, 0, 0, 1, monotonic_ns()))  # what was missed, history has
+        self.conflator.begin(index)
         self.rules[index], self._stands[index], self.place[rules.symbol] = rules, standing(rules), index
         self.streamed[index] = True
         for route in Route:
             self._carry(route, index, rules.symbol)
+        self.missed(index, monotonic_ns())
 
     def _carry(self, route: Route, index: int, symbol: str) -> None:
         """On the first socket of that route with room, or on a new one."""
@@ -377,9 +389,29 @@ class Feed:
         for shard in self.shards:
             if (asked := shard.send_requests()) and shard.route is Route.MARKET:
                 self.gaps.stream_is_back(asked, now_ns)
+        self._suspect(now_ns)
         self._write_states(now_ns)
         self._write_time()
         self._count(now_ns)
+
+    def _suspect(self, now_ns: int) -> None:
+        """Trades that are refused again and again may be right, and we wrong: about the grid, or about the time."""
+        off_grid, ahead = int(self.conflator.tally["off_grid"]), int(self.conflator.tally["ahead"])
+        if off_grid > self._off_grid:
+            self.on_doubt()
+        if ahead > self._ahead and self.measure is not None and self._measuring.due(now_ns):
+            self.spawn(self._set_right(self.measure))
+        self._off_grid, self._ahead = off_grid, ahead
+
+    async def _set_right(self, measure: Callable[[], Awaitable[int]]) -> None:
+        try:
+            self._behind_ms = max(0, await measure())
+        except AegisError as error:
+            warn(f"trades come from the future, and the venue does not say what time it is: {error}")
+            return
+        self._bound_time()
+        if self._behind_ms > SKEW_MS:
+            warn("this machine's clock is behind the venue's: set it right and start anew", seconds=self._behind_ms // 1000)
 
     def _write_states(self, now_ns: int) -> None:
         """STATE where it changed: tradable once both streams have shown data, neither has fallen silent, and the venue's word allows it."""
@@ -397,12 +429,12 @@ class Feed:
     def _count(self, now_ns: int) -> None:
         """Our figures into the shared block, and the heart-beat."""
         tally, block = self.conflator.tally, self._block
-        for name in ("trades", "quotes", "marks", "late", "ring_full", "conflated"):
+        for name in ("trades", "quotes", "marks", "late", "duplicates", "stale", "lost", "ring_full", "conflated"):
             block.set(name, int(tally[name]))
         values = sum(self.kinds[name] for name in BAD_VALUES)
         counted = {
             "bad_values": int(tally["bad_values"]) + values, "bad_frames": self.kinds.total() - values, "frames": self.frames,
-            "gaps": self.gaps_found, "healed": self.gaps_healed, "reconnects": self.reconnects,
+            "gaps": self.gaps_found, "healed": self.gaps_healed, "unfilled": self.unfilled, "reconnects": self.reconnects,
             "sockets_live": sum(shard.flowing for shard in self.shards), "sockets_wanted": len(self.shards),
             "last_frame_ns": self._last_frame_ns, "symbols": int(self.streamed.sum()),
         }  # fmt: skip
@@ -462,8 +494,10 @@ async def run_feed(options: FeedOptions, ring: Ring, counters: Counters, on_read
         show_use(governor, clock, block)
         return rows
 
+    feed = Feed(options, ring, block, fetch, probe)
+    feed.measure = rest.sync_time
     try:
-        await Feed(options, ring, block, fetch, probe).run(on_ready, stop, beside)
+        await feed.run(on_ready, stop, beside)
     finally:
         await rest.close()
 

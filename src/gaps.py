@@ -2,16 +2,20 @@
 
 A symbol falls ill when ids are missing or its socket is cut, and is well again when its last hole is filled; both are told to the ``Ward``,
 which writes them into the ring. A *hole* is a run of missing ids; its end is unknown (``last`` None) after a cut, until a live trade shows
-it or REST, asked after the stream is back, has nothing newer.
+it or REST, asked after the stream is back, has nothing newer. Where no id is known yet (``first`` 0) nothing can be asked for: such a hole
+ends when the stream is back, and counts as one that is not filled, so that history is read.
 
 Invariants
-  * A trade is written once: an answer's rows count only inside the hole as it is when the answer comes, and live trades bound holes.
-  * What the venue does not have is counted as unfilled, never waited for without end. Request weight is the governor's business.
+  * A trade is written once: an answer's rows count only inside the hole as it is when the answer comes, live trades bound holes, and what
+    REST has shown is no news when a stream that lags shows it too.
+  * What the venue does not have, or gives in a form that cannot be taken, is counted as unfilled, never waited for without end. Request
+    weight is the governor's business.
 """
 
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -19,7 +23,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from src.clock import SECOND_NS, monotonic_ns
-from src.conflate import ROW_BYTES, ROWS_MAX, TRADE_ROW, Conflator, staging, trade_key
+from src.conflate import HOLE_MAX, ROW_BYTES, ROWS_MAX, TRADE_ROW, Conflator, staging, trade_key
 from src.error_handler import AegisError, Rejected, info, warn
 from src.venue.messages import AggTrade
 
@@ -28,6 +32,8 @@ PAGE_ROWS = 1000
 TRIES = 5
 """So often is a hole asked for whose trades the venue does not show (its reads lag behind its streams)."""
 RETRY_S = (0.25, 30.0)
+RUBBISH = (ValueError, OverflowError, struct.error)
+"""What a number raises that cannot be one of a trade."""
 
 
 Fetch = Callable[[str, int, int], Awaitable[Sequence[AggTrade]]]
@@ -54,7 +60,7 @@ class Ward(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Hole:
-    """Missing ids first..last; ``last`` None while the end is unknown."""
+    """Missing ids first..last; ``last`` None while the end is unknown, ``first`` 0 where the beginning is."""
 
     first: int
     last: int | None
@@ -112,7 +118,7 @@ class Gaps:
         self._work.set()
 
     def open(self, symbol: int, first: int, last: int | None, now_ns: int) -> None:
-        """Ids from ``first`` on are missing, up to ``last``; None: nobody knows yet."""
+        """Ids from ``first`` on are missing (0: nobody knows from where), up to ``last``; None: nobody knows yet."""
         ailment = self._ailing.get(symbol)
         if ailment is None:
             ailment = self._ailing[symbol] = Ailment(first, deque())
@@ -133,10 +139,15 @@ class Gaps:
             if last >= first:
                 self.open(symbol, first, last, now_ns)
             return
-        hole.last, hole.due_ns = last, 0
         self._work.set()
+        if hole.first == 0:
+            self._give_up(symbol, hole)
+            return
+        hole.last, hole.due_ns = last, 0
         if last < hole.first:
             self._close(symbol, hole)
+            if last >= first:  # the venue has begun to count anew
+                self.open(symbol, first, last, now_ns)
 
     async def run(self) -> None:
         """For ever: one page after the other."""
@@ -164,7 +175,7 @@ class Gaps:
 
     async def _page(self, symbol: int, hole: Hole) -> None:
         """Fetch one page of a hole and write it. What may come later is tried again, what never will is counted."""
-        if hole.missing > (self._pages_max - hole.pages) * PAGE_ROWS:
+        if hole.first == 0 or hole.missing > (self._pages_max - hole.pages) * PAGE_ROWS:
             self._give_up(symbol, hole)
             return
         stream, limit = self._ward.stream_of(symbol), min(PAGE_ROWS, hole.missing or PAGE_ROWS)
@@ -182,8 +193,8 @@ class Gaps:
         elif self._ward.conflator.pending > len(self._ward.conflator.table.own) // 2:
             self._later(hole)  # the ring is full: history can wait
         else:
-            self._write(symbol, hole, rows)
-            self._judge(symbol, hole, rows, len(rows) < limit, stream == self._ward.stream_of(symbol))
+            found = self._write(symbol, hole, rows)
+            self._judge(symbol, hole, rows, not found or len(rows) < limit, stream == self._ward.stream_of(symbol))
 
     def _refused(self, symbol: int, hole: Hole, error: AegisError) -> None:
         if isinstance(error, Rejected):
@@ -193,22 +204,36 @@ class Gaps:
             info("back-fill waits", symbol=self._symbols[symbol], reason=str(error))
             self._later(hole)
 
-    def _write(self, symbol: int, hole: Hole, rows: Sequence[AggTrade]) -> None:
-        """What belongs into the hole, in id order; the hole becomes that much shorter."""
-        wanted = [row for row in rows if row.a >= hole.first and (hole.last is None or row.a <= hole.last)]
-        key, now_ns = trade_key(symbol, filled=True), monotonic_ns()
+    def _write(self, symbol: int, hole: Hole, rows: Sequence[AggTrade]) -> bool:
+        """What belongs into the hole, in id order, each id once; the hole becomes that much shorter. False: nothing does."""
+        last = hole.first + HOLE_MAX if hole.last is None else hole.last
+        found = {row.a: row for row in rows if hole.first <= row.a <= last}
+        if not found:
+            return False
+        conflator, now_ns = self._ward.conflator, monotonic_ns()
+        before = int(conflator.tally["trades"])
+        wanted = [found[identity] for identity in sorted(found)]
         for start in range(0, len(wanted), ROWS_MAX):
-            part = wanted[start:start + ROWS_MAX]
-            for place, row in enumerate(part):
-                TRADE_ROW.pack_into(self._memory, place * ROW_BYTES, key, row.T, float(row.p), float(row.q), row.m, row.a, row.f, row.l)
-            self._ward.follow_up(self._ward.conflator.flush(self._staged, len(part), now_ns), now_ns)
-        if wanted:
-            hole.unfilled += wanted[-1].a - hole.first + 1 - len(wanted)
-            hole.first = wanted[-1].a + 1
-            hole.pages, hole.failures = hole.pages + 1, 0
+            staged = self._stage(trade_key(symbol, filled=True), wanted[start:start + ROWS_MAX])
+            self._ward.follow_up(conflator.flush(self._staged, staged, now_ns), now_ns)
+        hole.unfilled += wanted[-1].a - hole.first + 1 - (int(conflator.tally["trades"]) - before)
+        hole.first = wanted[-1].a + 1
+        hole.pages, hole.failures = hole.pages + 1, 0
+        if hole.last is None:
+            conflator.filled_to(symbol, hole.first - 1)
+        return True
+
+    def _stage(self, key: int, rows: Sequence[AggTrade]) -> int:
+        """How many of the rows can be taken, and are staged."""
+        staged = 0
+        for row in rows:
+            with suppress(*RUBBISH):
+                TRADE_ROW.pack_into(self._memory, staged * ROW_BYTES, key, row.T, float(row.p), float(row.q), row.m, row.a, row.f, row.l)
+                staged += 1
+        return staged
 
     def _judge(self, symbol: int, hole: Hole, rows: Sequence[AggTrade], last_page: bool, same_stream: bool) -> None:
-        """Whether the hole is closed now. ``last_page``: the venue had no more than it gave."""
+        """Whether the hole is closed now. ``last_page``: the venue has no more than it gave."""
         if hole.last is None:
             if same_stream and (last_page or hole.pages >= self._pages_max):
                 self._ward.conflator.caught_up(symbol, hole.first - 1)
@@ -223,12 +248,12 @@ class Gaps:
                 self._give_up(symbol, hole)
 
     def _later(self, hole: Hole) -> None:
-        hole.due_ns = monotonic_ns() + int(min(RETRY_S[1], RETRY_S[0] * 2.0**hole.failures) * SECOND_NS)
+        hole.due_ns = monotonic_ns() + int(min(RETRY_S[1], RETRY_S[0] * 2.0 ** min(hole.failures, 16)) * SECOND_NS)
         hole.failures += 1
 
     def _give_up(self, symbol: int, hole: Hole) -> None:
-        """The venue will not give the rest. An open hole ends where we are: the next live trade shows what is missing."""
-        hole.unfilled += hole.missing
+        """The venue will not give the rest, at least one trade. An open hole ends where we are: the next live trade shows what is missing."""
+        hole.unfilled += max(1, hole.missing)
         if hole.last is None:
             self._ward.conflator.caught_up(symbol, hole.first - 1)
         self._close(symbol, hole)
@@ -240,5 +265,5 @@ class Gaps:
         ailment.unfilled += hole.unfilled
         if not ailment.holes:
             del self._ailing[symbol]
-            last = hole.last if hole.last is not None else hole.first - 1
+            last = hole.last if hole.last is not None else max(0, hole.first - 1)
             self._ward.got_well(symbol, ailment.start, last, ailment.unfilled)

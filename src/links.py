@@ -32,7 +32,7 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 HELD_FRAMES_MAX = 200_000
 CONTROL_BYTES_MAX = 125
 END = bytes([TEXT_END])
-RUBBISH = (msgspec.DecodeError, KeyError, ValueError, OverflowError, struct.error)
+RUBBISH = (msgspec.DecodeError, KeyError, ValueError, OverflowError, RecursionError, struct.error)
 
 
 class Route(Enum):
@@ -268,7 +268,7 @@ class MarketLink(Link):
 
     def take(self, data: Any, received_ns: int) -> None:
         if data.__class__ is AggTrade:
-            row = (self._keys[data.s], data.T, float(data.p), float(data.q), data.m, data.a, data.f, data.l)
+            row = (self._carrier.keys[data.s], data.T, float(data.p), float(data.q), data.m, data.a, data.f, data.l)
             self.stage(TRADE_ROW, row, data.E, received_ns)
         elif data.__class__ is MarkPrice:
             self._take_mark(data, received_ns)
@@ -298,7 +298,7 @@ class PublicLink(Link):
     """``/public``: best quotes."""
 
     def take(self, data: Any, received_ns: int) -> None:
-        row = (self._keys[data.s], data.T, float(data.b), float(data.a), float(data.B), float(data.A))
+        row = (self._carrier.keys[data.s], data.T, float(data.b), float(data.a), float(data.B), float(data.A))
         self.stage(QUOTE_ROW, row, data.E, received_ns)
 
 

@@ -132,7 +132,8 @@ def feed(name: str, pipe: Connection, settings: Settings, counters: Counters, ri
             symbols, size = await _universe(life, listing, clock, held)
             life.pipe.send(("table", symbols))
             warm_up()
-            options = FeedOptions(urls.market, urls.public, urls.data, clock, symbols, spare_for(len(symbols)), settings.close_grace_ms)
+            options = FeedOptions(urls.market, urls.public, urls.data, clock, symbols, spare_for(len(symbols)), settings.close_grace_ms,
+                                  settings.candle_ms)
             course = Course(listing.offer, _terms(settings), size, clock.wall_s(settings.universe_seconds * 1000), frozenset(held), Line(say, told))
 
             def renew(feed: Feed) -> Any:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from src.clock import Clock, iso
-from src.error_handler import AegisError, Fatal, lifecycle, warn
+from src.clock import SECOND_NS, Clock, iso, monotonic_ns
+from src.error_handler import AegisError, Fatal, Retryable, lifecycle, warn
 from src.feed import Feed
 from src.life import hear
 from src.market_universe import PERPETUAL_END_MS, Offer, Terms, renewed, standing
@@ -30,6 +30,8 @@ from src.venue.rest import Rest
 
 NEWS_PAUSE_S = 10.0
 """Wall seconds between a look and the next one that news ask for."""
+NEWS_LEAD_S = 60.0
+"""For so many wall seconds news of an end hold, though the venue's list does not show it yet."""
 
 Look = Callable[[], Awaitable[Offer]]
 
@@ -88,8 +90,10 @@ class Renewer:
         """(version, place, rules) that the Brain has not answered for yet."""
         self._places = {(rules.symbol, rules.step): index for index, rules in enumerate(feed.rules)}
         self._news = asyncio.Event()
+        self._heard_ns: dict[int, int] = {}
+        """When the stream told of a contract's end, by place."""
         self._full = False
-        feed.on_contract = self.on_contract
+        feed.on_contract, feed.on_doubt = self.on_contract, self._news.set
 
     async def run(self) -> None:
         """For ever: look, and look again."""
@@ -130,6 +134,9 @@ class Renewer:
         place = self._feed.place.get(event.s)
         if place is not None and self._feed.streamed[place]:
             rules = replace(self._feed.rules[place], status=event.cs, delivery_ms=event.dt or PERPETUAL_END_MS)
+            self._heard_ns.pop(place, None)
+            if standing(rules).leave_ms:
+                self._heard_ns[place] = monotonic_ns()
             self._stand(place, rules)
         self._news.set()
 
@@ -140,23 +147,30 @@ class Renewer:
             lifecycle(f"🚪 {self._feed.rules[place].symbol} leaves the venue: nothing opens in it", ends=when)
         self._feed.stand(place, stands)
 
+    def _is_fresh(self, place: int) -> bool:
+        return monotonic_ns() - self._heard_ns.get(place, -10**18) < NEWS_LEAD_S * SECOND_NS
+
     # a look
 
     async def look(self) -> None:
         """Ask once, and do what follows from the answer."""
         course, feed = self._course, self._feed
         offer = await course.look()
-        coming = {rules.symbol for _, _, rules in self._coming}
+        if not offer.rules or not offer.volumes:
+            raise Retryable("it lists nothing")
+        coming = {rules.symbol: rules for _, _, rules in self._coming}
+        offer = replace(offer, rules={**offer.rules, **coming})  # what is under way is as the Brain was told
         places = {feed.rules[place].symbol: place for place in feed.streamed.nonzero()[0].tolist()}
-        members = {symbol: feed.rules[place] for symbol, place in places.items()} | {one.symbol: one for _, _, one in self._coming}
-        found = renewed(members, offer, course.terms, size=course.size, held=self.held | coming, now_ms=self._clock.market_ms())
+        members = {symbol: feed.rules[place] for symbol, place in places.items()} | coming
+        found = renewed(members, offer, course.terms, size=course.size, held=self.held | set(coming), now_ms=self._clock.market_ms())
         for symbol in found.end:
             feed.end(places[symbol])
         news: dict[int, SymbolRules] = {}
         for symbol, stands in found.standings.items():
             if symbol in places:
                 rules = offer.rules.get(symbol)
-                self._stand(places[symbol], rules, wanted=stands.tradable)
+                if stands.leave_ms or not self._is_fresh(places[symbol]):
+                    self._stand(places[symbol], rules, wanted=stands.tradable)
                 if rules is not None and rules != members[symbol]:
                     news[places[symbol]] = feed.rules[places[symbol]] = rules
         began = self._settle(found.begin)
@@ -178,7 +192,7 @@ class Renewer:
                 if not self._full:
                     warn("no place is left for new symbols; a restart makes room", places=capacity)
                 self._full = True
-                break
+                continue  # others may have one of their own
             places[place] = rules
         return places
 

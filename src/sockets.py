@@ -74,6 +74,7 @@ NEXT: dict[tuple[SocketState, SocketEvent], SocketState] = {
     (_S.IDLE, _E.DIAL): _S.CONNECTING,
     (_S.IDLE, _E.HEALED): _S.IDLE,  # REST may finish while the socket is down
     (_S.CONNECTING, _E.OPENED): _S.SUBSCRIBING,
+    (_S.CONNECTING, _E.HOLED): _S.CONNECTING,  # a symbol that begins is in a gap until its stream is asked for
     (_S.CONNECTING, _E.HEALED): _S.CONNECTING,
     (_S.CONNECTING, _E.LOST): _S.IDLE,
     (_S.SUBSCRIBING, _E.SUBSCRIBED): _S.LIVE,
@@ -257,6 +258,7 @@ class Shard:
                 self.on(SocketEvent.SUBSCRIBED)
                 self._sink.subscribed(self)
                 await self._stay()
+                link = self.link or link
             self.on(SocketEvent.LOST)
             await why_ended(link)
             if link.transport is not None:
@@ -296,14 +298,19 @@ class Shard:
         return link
 
     async def _subscribe(self, link: Link) -> None:
+        """What begins meanwhile is asked for by itself, and what has ended meanwhile is not asked for."""
         members, names = [index for index, _ in self._all()], [*self.stream.values(), *self._extra]
         for start in range(0, len(names), SUBSCRIBE_NAMES):
             if start:
                 await asyncio.sleep(SUBSCRIBE_EVERY_S)
             if link.closed.is_set():
                 return
-            link.subscribe("SUBSCRIBE", names[start:start + SUBSCRIBE_NAMES])
-        self._asked_ns = dict.fromkeys(members, monotonic_ns())
+            wanted = {*self.stream.values(), *self._extra}
+            if part := [name for name in names[start:start + SUBSCRIBE_NAMES] if name in wanted]:
+                link.subscribe("SUBSCRIBE", part)
+        if not names:
+            link.answered.set()  # nothing is asked for
+        self._asked_ns |= dict.fromkeys([index for index in members if index == MARKS or index in self.stream], monotonic_ns())
 
     async def _stay(self) -> None:
         """Until the link is lost. Before the venue cuts it, a second one takes over."""
@@ -345,6 +352,8 @@ class Shard:
             self.link.hang_up()
 
     def is_mute(self, now_ns: int) -> bool:
-        """Connected, and not a usable frame: a socket can stay like that for ever."""
+        """Connected, and not a usable frame, though some are asked for: a socket can stay like that for ever."""
+        if not self.size:
+            return False
         patience_s = self._patience.mute_s * (1.0 if self.route is Route.MARKET else 3.0)
         return self.flowing and self.link is not None and now_ns - self.link.last_frame_ns > patience_s * 1e9

@@ -97,7 +97,7 @@ def heartbeat(figures: Figures, pulse: Pulse, reasons: Sequence[str], now_ns: in
     feed, brain = figures["feed"], figures["brain"]
     beats = ", ".join(f"{n} {(now_ns - figures[n]['heartbeat_ns']) / 1e9:.1f} s" for n in PROCESSES if figures[n]["heartbeat_ns"])
     wins = sum(r > 0 for r in pulse.closed_24h)
-    losses = feed["bad_frames"] + feed["bad_values"] + feed["late"] + feed["gaps"] + brain["seq_errors"] + brain["queue_full"]
+    losses = sum(feed[name] for name in ("bad_frames", "bad_values", "late", "lost", "gaps")) + brain["seq_errors"] + brain["queue_full"]
     lines = [
         f"💓 Heartbeat · {pulse.mode} · market {iso(pulse.market_ms)[:19]} · up {_span(pulse.uptime_s)} · "
         + ("healthy" if not reasons else "NOT HEALTHY: " + "; ".join(reasons)),
@@ -105,7 +105,8 @@ def heartbeat(figures: Figures, pulse: Pulse, reasons: Sequence[str], now_ns: in
         f"   market     {feed['symbols']:.0f} symbols · {feed['trades']:,.0f} trades · {feed['quotes']:,.0f} quotes · "
         f"{brain['candles']:,.0f} candles{_audit(brain)} · lag {brain['lag_us_last'] / 1000:.1f} ms (worst {brain['lag_us_max'] / 1000:.1f})",
         f"   losses     {losses:.0f} (bad frames {feed['bad_frames']:.0f}, bad values {feed['bad_values']:.0f}, late {feed['late']:.0f}, "
-        f"gaps {feed['gaps']:.0f} healed {feed['healed']:.0f}) · reconnects {feed['reconnects']:.0f} · ring full {feed['ring_full']:.0f}",
+        f"lost {feed['lost']:.0f}, gaps {feed['gaps']:.0f} healed {feed['healed']:.0f} unfilled {feed['unfilled']:.0f}) · "
+        f"reconnects {feed['reconnects']:.0f} · ring full {feed['ring_full']:.0f}",
         f"   decisions  {brain['setups']:.0f} setups · {brain['signals']:.0f} signals, {brain['rejected_signals']:.0f} refused · "
         f"{brain['orders_sent']:.0f} orders, {brain['orders_rejected']:.0f} refused · {brain['fills']:.0f} fills",
         f"   money      equity {brain['equity']:,.2f} · wallet {brain['wallet']:,.2f} · open {brain['unrealised']:+,.2f} · "

@@ -158,6 +158,12 @@ def test_an_impossible_quote_is_counted_and_not_written(bench: Bench, row: tuple
     assert bench.tally("bad_values") == 1
 
 
+def test_an_aggregate_of_impossibly_many_trades_is_counted_and_not_written(bench: Bench) -> None:
+    bench.trade(1, first=1, last=1 << 62)
+    assert len(bench.slots()) == 0
+    assert bench.tally("bad_values") == 1
+
+
 def test_duplicates_are_dropped_and_counted(bench: Bench) -> None:
     for identity in (1, 2, 2, 1, 3):
         bench.trade(identity)
@@ -196,13 +202,52 @@ def test_a_cut_stream_is_in_doubt_until_a_trade_shows_what_was_missed(bench: Ben
     assert bench.conflator.doubt(0, 9)
     assert bench.conflator.doubt(0, 9), "twice is once"
     assert bench.conflator.doubt(1, 9)
-    assert bench.conflator.doubt(2, 9), "nothing to doubt before the first trade"
+    assert bench.conflator.doubt(2, 9)
     bench.trade(2)
     bench.trade(4, symbol=1)
     assert bench.flush() & HOLES
     assert bench.conflator.holes() == [(0, 2, 1), (1, 2, 3)]
     kinds = [(slot["kind"], slot["sym"], slot["first_id"], slot["last_id"]) for slot in bench.slots()]
-    assert kinds == [(TRADE, 0, 1, 1), (TRADE, 1, 1, 1), (GAP, 0, 2, 0), (GAP, 1, 2, 0), (TRADE, 0, 2, 2), (GAP, 1, 2, 3), (TRADE, 1, 4, 4)]
+    assert kinds == [(TRADE, 0, 1, 1), (TRADE, 1, 1, 1), (GAP, 0, 2, 0), (GAP, 1, 2, 0), (GAP, 2, 0, 0), (TRADE, 0, 2, 2), (GAP, 1, 2, 3),
+                     (TRADE, 1, 4, 4)]  # of symbol 2 no id is known yet
+
+
+def test_a_stream_cut_before_its_first_trade_is_in_doubt_too(bench: Bench) -> None:
+    assert bench.conflator.doubt(0, 9)
+    bench.trade(8)
+    assert bench.flush() & HOLES
+    assert bench.conflator.holes() == [(0, 8, 7)]
+    assert [(slot["kind"], slot["first_id"], slot["last_id"]) for slot in bench.slots()] == [(GAP, 0, 0), (TRADE, 8, 8)]
+
+
+def test_a_stream_is_in_doubt_though_there_is_no_room_to_say_so(small: Bench) -> None:
+    """Or a trade that follows on would not tell that nothing is missing, and REST would give it a second time."""
+    small.trade(1)
+    small.flush()
+    while small.conflator.state(3, True, 8):
+        small.quote(symbol=3)
+    assert not small.conflator.doubt(0, 9)
+    small.ring.read_new(1 << 20)
+    small.conflator.drain()
+    small.trade(2)
+    assert small.flush() & HOLES
+    assert small.conflator.holes() == [(0, 2, 1)]
+
+
+def test_trades_that_rest_gave_first_are_duplicates_however_many_a_stream_that_lags_shows(bench: Bench) -> None:
+    bench.trade(1, T0)
+    bench.flush()
+    bench.conflator.doubt(0, 9)
+    lot = range(2, 3 * CONTRARY_MAX)
+    for identity in lot:
+        bench.trade(identity, T0 + identity, filled=True)
+    bench.flush()
+    bench.conflator.caught_up(0, lot[-1])
+    for identity in (*lot, lot[-1] + 1):
+        bench.trade(identity, T0 + identity)
+    slots = [slot for slot in bench.slots() if slot["kind"] == TRADE]
+    assert sum(slot["volume"] for slot in slots) * STEPS[0] == pytest.approx(3 * CONTRARY_MAX)
+    assert (bench.tally("resets"), bench.tally("duplicates")) == (0, len(lot))
 
 
 def test_what_rest_has_caught_up_with_is_not_missing(bench: Bench) -> None:
@@ -234,6 +279,17 @@ def test_a_venue_that_counts_anew_is_believed_after_some_trades(bench: Bench) ->
     assert bench.tally("resets") == 1
     assert bench.conflator.symbols[0]["last_id"] == CONTRARY_MAX + 3
     assert bench.tally("trades") == 5
+
+
+@pytest.mark.parametrize("first", [1, 500])
+def test_trades_that_were_not_believed_while_the_venue_began_to_count_anew_are_missing(bench: Bench, first: int) -> None:
+    bench.trade(1_000_000, T0)
+    for n in range(CONTRARY_MAX + 3):
+        bench.trade(first + n, T0 + 10 + n)
+    assert bench.flush() & HOLES
+    assert bench.conflator.holes() == [(0, first, first + CONTRARY_MAX - 2)]
+    gap = next(slot for slot in bench.slots() if slot["kind"] == GAP)
+    assert (gap["first_id"], gap["last_id"]) == (first, first + CONTRARY_MAX - 2)
 
 
 def test_one_rubbish_id_does_not_silence_a_symbol(bench: Bench) -> None:
@@ -339,6 +395,20 @@ def test_a_full_table_merges_seconds_into_minutes_and_loses_no_volume(small: Ben
     for slot in slots:
         assert slot["kind"] == TRADE or slot["time_ms"] <= written + 60_000
         written = slot["last_time_ms"] if slot["kind"] == TRADE else written
+
+
+def test_merging_never_blurs_candles_that_are_shorter_than_a_minute(small: Bench) -> None:
+    start = T0 // 60_000 * 60_000
+    small.conflator.merge_into(5_000)
+    for second in range(2_000):
+        small.trade(second + 1, start + second * 1000)
+        small.flush()
+    assert small.tally("compactions") > 0
+    small.ring.read_new(1 << 20)
+    slots = small.slots()
+    assert len(slots) < 1_500
+    assert (slots["time_ms"] // 5_000 == slots["last_time_ms"] // 5_000).all()
+    assert slots["volume"].sum() == 2_000 * 1000
 
 
 def test_time_never_overtakes_the_trades_it_speaks_for(small: Bench) -> None:

@@ -66,6 +66,7 @@ class Venue:
         self.asked: list[dict[str, str]] = []
         self.books: dict[str, dict[str, Any]] = {}
         self.probes: Counter[str] = Counter()
+        self.time_ms = self.times_asked = 0
         self.mute: set[str] = set()
         self.forgot: set[str] = set()
         self.answers = True
@@ -79,6 +80,7 @@ class Venue:
         app.router.add_get("/{route:market|public}/stream", self._stream)
         app.router.add_get("/fapi/v1/aggTrades", self._agg_trades)
         app.router.add_get("/fapi/v2/ticker/price", self._prices)
+        app.router.add_get("/fapi/v1/time", self._time)
         app.router.add_get("/fapi/v1/ticker/bookTicker", self._books)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -131,6 +133,11 @@ class Venue:
         self.probes["market"] += 1
         await self._notify()
         return web.json_response([{"symbol": name, "price": rows[-1]["p"], "time": rows[-1]["T"]} for name, rows in self.history.items()])
+
+    async def _time(self, request: web.Request) -> web.Response:
+        self.times_asked += 1
+        await self._notify()
+        return web.json_response({"serverTime": self.time_ms})
 
     async def _books(self, request: web.Request) -> web.Response:
         self.probes["public"] += 1
@@ -450,6 +457,24 @@ async def test_after_a_cut_every_symbol_is_in_doubt_until_shown_or_asked() -> No
         assert (s.get("gaps"), s.get("reconnects"), s.get("sockets_live")) == (3, 1, 2)
 
 
+async def test_a_symbol_without_a_trade_so_far_is_in_a_gap_too_when_its_socket_is_cut() -> None:
+    """No id is known that could be asked for: history is read instead."""
+    async with scene(BTC, ETH, close_grace_ms=0) as s:
+        await s.venue.trade("BTCUSDT", 1, T0)
+        await s.venue.marks(T0 + 1000, "BTCUSDT")
+        await s.reader.count(TIME)
+        await s.venue.cut("market")
+        await s.venue.until(lambda: any("ethusdt@aggTrade" in client.names for client in s.venue.clients))
+        s.venue.record("ETHUSDT", 7, T0 + 1500)
+        await s.reader.count(HEALED, 2)
+        await s.venue.trade("ETHUSDT", 8, T0 + 1501)
+        await s.reader.until(lambda: bool(s.reader.of(TRADE, 1)))
+        eth = [(int(slot["kind"]), int(slot["first_id"]), int(slot["open"])) for slot in s.reader.slots
+               if slot["sym"] == 1 and slot["kind"] in (GAP, HEALED)]
+        assert eth == [(GAP, 0, 0), (HEALED, 0, 1)]
+        assert all(row["symbol"] == "BTCUSDT" for row in s.venue.asked)
+
+
 async def test_sockets_cut_again_and_again_lose_nothing() -> None:
     async with scene(BTC, ETH) as s:
         sent, identity = 0, 0
@@ -549,6 +574,22 @@ async def test_rubbish_times_do_not_drag_time_along() -> None:
         await s.venue.marks(T0 + 1000, "BTCUSDT")
         await s.reader.until(lambda: bool(times(s)))
         assert times(s) == [T0 + 1000]
+
+
+async def test_a_machine_whose_clock_is_far_behind_takes_the_venues_word_on_the_time() -> None:
+    """As after it slept. What was refused until then is a hole, and filled."""
+    async with scene(clock=clock_at(T0 - 3_600_000, 1.0), close_grace_ms=0) as s:
+        s.venue.time_ms = T0
+        await s.venue.trade("BTCUSDT", 1, T0 - 3_600_000)
+        await s.venue.trade("BTCUSDT", 2, T0)
+        await s.until_counted("bad_values", 1)
+        await s.venue.until(lambda: s.venue.times_asked > 0)
+        await asyncio.sleep(0.1)
+        await s.venue.trade("BTCUSDT", 3, T0 + 1)
+        await s.reader.count(HEALED)
+        assert s.reader.volume() == {(T0 - 3_600_000) // 60_000: 1, T0 // 60_000: 2}
+        await s.venue.marks(T0 + 1000, "BTCUSDT")
+        await s.reader.until(lambda: T0 + 1000 in times(s))
 
 
 async def test_at_high_speed_the_grace_is_never_less_than_20_ms_of_wall_time() -> None:

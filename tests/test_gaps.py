@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import pytest
+
 from src.clock import monotonic_ns
-from src.conflate import TRADE_ROW, Conflator, staging, trade_key
+from src.conflate import CONTRARY_MAX, TRADE_ROW, Conflator, staging, trade_key
 from src.error_handler import AegisError, Rejected, Retryable
-from src.gaps import Gaps
+from src.gaps import PAGE_ROWS, Gaps
 from src.ring_buffer import BACKFILLED, GAP, HEALED, TRADE, Ring
 from src.venue.messages import AggTrade
 
@@ -28,9 +30,11 @@ class World:
         self.conflator.set_limit(T0 + 10**9)
         self.gaps = Gaps(self, ["BTCUSDT", "ETHUSDT"], self.fetch, trades_max)
         self.stream = self.streams = 1
+        self.time_ms = T0
         self.venue: dict[str, list[int]] = {"BTCUSDT": [], "ETHUSDT": []}
         self.asked: list[tuple[str, int, int]] = []
         self.errors: list[AegisError] = []
+        self.answers: list[list[AggTrade]] = []
         self.hook: Callable[[], None] = lambda: None
         self.told: list[tuple[Any, ...]] = []
         self.news = asyncio.Event()
@@ -41,6 +45,8 @@ class World:
         self.news.set()
         if self.errors:
             raise self.errors.pop(0)
+        if self.answers:
+            return self.answers.pop(0)
         rows = [AggTrade(symbol, a, "100", "1", a, a, T0, False) for a in self.venue[symbol] if a >= first][:limit]
         self.hook()
         return rows
@@ -61,7 +67,7 @@ class World:
 
     def live(self, identity: int, symbol: int = 0) -> None:
         """A trade on the stream."""
-        TRADE_ROW.pack_into(self.memory, 0, trade_key(symbol), T0, 100.0, 1.0, 0, identity, identity, identity)
+        TRADE_ROW.pack_into(self.memory, 0, trade_key(symbol), self.time_ms, 100.0, 1.0, 0, identity, identity, identity)
         self.conflator.flush(self.staged, 1, 1)
         for row in self.conflator.holes():
             self.gaps.shown(*row, monotonic_ns())
@@ -69,7 +75,8 @@ class World:
     def cut(self, symbol: int = 0) -> None:
         self.stream = 0
         self.conflator.doubt(symbol, 1)
-        self.gaps.open(symbol, int(self.conflator.symbols[symbol]["last_id"]) + 1, None, monotonic_ns())
+        last_id = int(self.conflator.symbols[symbol]["last_id"])
+        self.gaps.open(symbol, last_id + 1 if last_id else 0, None, monotonic_ns())
 
     def back(self) -> None:
         self.stream = self.streams = self.streams + 1
@@ -218,6 +225,108 @@ async def test_an_answer_that_overlaps_with_live_trades_writes_nothing_twice() -
         w.back()
         await w.until(lambda: well(w))
         assert w.read().ids() == dict.fromkeys(range(1, 6), 1)
+
+
+async def test_a_stream_that_lags_behind_a_full_answer_writes_nothing_twice() -> None:
+    """REST gave 2..1001, and there is more; only then does the stream show 990 and what follows it."""
+    async with world() as w:
+        w.venue["BTCUSDT"] = list(range(1, PAGE_ROWS + 4))
+        w.live(1)
+        w.cut()
+
+        def lag() -> None:
+            if len(w.asked) == 2:
+                for identity in range(990, PAGE_ROWS + 4):
+                    w.live(identity)
+
+        w.hook = lag
+        w.back()
+        await w.until(lambda: well(w))
+        assert w.read().ids() == dict.fromkeys(range(1, PAGE_ROWS + 4), 1)
+        assert well(w) == [("well", 0, 2, PAGE_ROWS + 1, 0)]
+
+
+async def test_a_trade_that_an_answer_holds_twice_or_out_of_order_is_written_once() -> None:
+    async with world() as w:
+        w.answers = [[AggTrade("BTCUSDT", a, "100", "1", a, a, T0, False) for a in (3, 2, 3)]]
+        w.live(1)
+        w.live(4)
+        await w.until(lambda: well(w))
+        assert w.read().ids() == dict.fromkeys(range(1, 5), 1)
+        assert well(w) == [("well", 0, 2, 3, 0)]
+
+
+async def test_what_rest_gives_in_a_form_that_cannot_be_taken_is_unfilled() -> None:
+    """No number, a time beyond any, off the grid of steps, not finite: none of it ends the Feed, and none passes for had."""
+    async with world() as w:
+        rubbish = (("x", "1", T0), ("100", "1", 10**30), ("100", "0.5", T0), ("nan", "1", T0))
+        rows = [AggTrade("BTCUSDT", 2 + n, price, qty, 1, 1, time, False) for n, (price, qty, time) in enumerate(rubbish)]
+        w.answers = [[*rows, AggTrade("BTCUSDT", 6, "100", "1", 1, 1, T0, False)]]
+        w.live(1)
+        w.live(7)
+        await w.until(lambda: well(w))
+        assert well(w) == [("well", 0, 2, 6, 4)]
+        assert w.read().ids() == {1: 1, 6: 1, 7: 1}
+
+
+async def test_a_newest_trade_of_an_impossible_id_is_not_believed() -> None:
+    async with world() as w:
+        w.venue["BTCUSDT"] = [1, 2]
+        w.answers = [[AggTrade("BTCUSDT", a, "100", "1", 1, 1, T0, False) for a in (2, 10**40)]]
+        w.live(1)
+        w.cut()
+        w.back()
+        await w.until(lambda: well(w))
+        w.live(3)
+        assert w.read().ids() == {1: 1, 2: 1, 3: 1}
+
+
+async def test_a_rejected_hole_whose_end_is_unknown_does_not_pass_for_filled() -> None:
+    async with world() as w:
+        w.errors = [Rejected("too far back", code=-1102)]
+        w.live(1)
+        w.cut()
+        w.back()
+        await w.until(lambda: well(w))
+        assert well(w) == [("well", 0, 2, 1, 1)]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+async def test_where_no_id_is_known_a_gap_ends_with_the_stream_and_is_not_filled(shown: bool) -> None:
+    async with world() as w:
+        w.cut()
+        await asyncio.sleep(0)
+        assert 0 in w.gaps
+        if shown:
+            w.live(8)
+        w.back()
+        await w.until(lambda: well(w))
+        assert [told[-1] for told in well(w)] == [1]
+        assert w.asked == []
+
+
+async def test_what_cannot_be_fetched_for_days_is_still_tried() -> None:
+    async with world() as w:
+        w.errors = [Retryable("busy")]
+        w.live(1)
+        w.live(3)
+        hole = w.gaps._ailing[0].holes[0]
+        hole.failures = 5_000
+        await w.until(lambda: w.asked)
+        await asyncio.sleep(0)
+        assert hole.failures == 5_001
+
+
+async def test_a_venue_that_begins_to_count_anew_while_a_stream_was_cut_is_filled_from_there() -> None:
+    async with world() as w:
+        w.live(1_000_000)
+        w.cut()
+        w.time_ms = T0 + 1
+        w.venue["BTCUSDT"] = list(range(5, 5 + CONTRARY_MAX))
+        for identity in w.venue["BTCUSDT"]:
+            w.live(identity)
+        await w.until(lambda: len(well(w)) == 2)
+        assert w.read().ids() == {1_000_000: 1, **dict.fromkeys(range(5, 5 + CONTRARY_MAX), 1)}
 
 
 async def test_an_answer_to_a_hole_that_is_closed_meanwhile_is_thrown_away() -> None:

@@ -10,14 +10,23 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
+import pytest
+
 from src.clock import clock_at
 from src.error_handler import AegisError, Retryable
-from src.feed import Feed
+from src.feed import Feed, warm_up
 from src.market_universe import Offer, Terms
 from src.models import SymbolRules
 from src.renewal import Course, Line, Renewer
 from src.ring_buffer import GAP, HEALED, STATE, TIME, TRADE
 from tests.test_feed import BTC, DEADLINE_S, DOGE, ETH, T0, Scene, rules, scene
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """As the process does before it connects, so that no deadline here waits for a compiler."""
+    warm_up()
+
 
 SOL = rules("SOLUSDT", "0.01")
 VOLUMES = {rules.symbol: Decimal(volume) for volume, rules in ((9, BTC), (8, ETH), (7, DOGE), (6, SOL))}
@@ -77,6 +86,8 @@ async def test_a_symbol_begins_on_the_sockets_that_flow() -> None:
         await s.venue.marks(T0, "ETHUSDT")
         await s.reader.until(lambda: any(slot["sym"] == 1 and slot["open"] == 1.0 for slot in s.reader.of(STATE)))
         assert s.reader.volume(1) == {T0 // 60_000: 2}
+        assert s.reader.kinds(TRADE, GAP, HEALED) == [(GAP, 0, 0, 0), (HEALED, 0, 0, 0), (TRADE, 0, 1, 1)]
+        assert s.reader.of(HEALED)[0]["open"] == 1.0, "what it traded before its stream flowed, history has"
         await s.until_counted("symbols", 2)
         assert market.counted == {"began": 1, "ended": 0}
 
@@ -111,7 +122,7 @@ async def test_a_symbol_that_comes_back_has_its_place_and_says_that_history_is_n
         assert asked(s, "market") == [("UNSUBSCRIBE", ["ethusdt@aggTrade"]), ("SUBSCRIBE", ["ethusdt@aggTrade"])]
         await s.venue.trade("ETHUSDT", 900, T0 + 5)
         await s.reader.until(lambda: len(s.reader.of(TRADE)) == 2)
-        assert s.reader.kinds(TRADE, GAP, HEALED) == [(TRADE, 0, 4, 4), (GAP, 0, 5, 0), (HEALED, 0, 0, 0), (TRADE, 0, 900, 900)]
+        assert s.reader.kinds(TRADE, GAP, HEALED) == [(TRADE, 0, 4, 4), (GAP, 0, 5, 0), (GAP, 0, 0, 0), (HEALED, 0, 0, 0), (TRADE, 0, 900, 900)]
         (healed,) = s.reader.of(HEALED)
         assert (healed["sym"], healed["open"]) == (1, 1.0)
 
@@ -139,6 +150,18 @@ async def test_news_of_a_contract_stop_entries_at_once() -> None:
         states = await s.reader.count(STATE, 2)
         assert [(state["open"], state["spare_a"]) for state in states] == [(1.0, 0.0), (0.0, T0 + 7200_000)]
         assert s.get("bad_frames") == s.get("bad_values") == 0
+
+
+async def test_news_of_an_end_hold_though_the_list_does_not_show_it_yet() -> None:
+    async with renewing(BTC) as (market, s):
+        event = {"e": "contractInfo", "E": T0, "s": "BTCUSDT", "ps": "BTCUSDT", "ct": "PERPETUAL", "dt": T0 + 7200_000, "ot": 0, "cs": "TRADING"}
+        await s.venue.send("market", "!contractInfo", event)
+        await s.reader.count(STATE)
+        await market.look()
+        assert market.feed is not None and market.feed.standing_of(0).leave_ms == T0 + 7200_000
+        await s.venue.send("market", "!contractInfo", event | {"dt": 4_133_404_800_000})
+        await s.reader.count(STATE, 2)
+        assert market.feed.standing_of(0).tradable
 
 
 async def test_a_full_socket_is_left_alone_and_a_new_one_is_opened() -> None:
@@ -182,6 +205,57 @@ async def test_a_step_that_changes_gives_the_symbol_a_new_place() -> None:
         await s.venue.trade("ETHUSDT", 5, T0, qty="0.0003")
         (trade,) = await s.reader.count(TRADE)
         assert (trade["sym"], trade["volume"]) == (2, 3)
+
+
+async def test_trades_off_the_grid_that_we_know_have_the_venue_asked_at_once_and_are_no_part_of_a_candle_unseen() -> None:
+    """The step has become finer: until the symbol begins anew its candles miss trades, which HEALED says."""
+    async with renewing(BTC, ETH, every_s=1e6) as (market, s):
+        await s.venue.trade("ETHUSDT", 1, T0, qty="0.002")
+        market.listed["ETHUSDT"] = replace(ETH, step=Decimal("0.0001"))
+        await s.venue.trade("ETHUSDT", 2, T0 + 1, qty="0.0003")
+        await s.venue.trade("ETHUSDT", 3, T0 + 2, qty="0.001")
+        (healed,) = await s.reader.count(HEALED)
+        assert (healed["sym"], healed["open"]) == (1, 1.0)
+        await s.until_counted("unfilled", 1)
+        assert market.renewer is not None
+        async with asyncio.timeout(DEADLINE_S):
+            await market.renewer._news.wait()
+
+
+async def test_an_answer_that_lists_nothing_is_no_word_on_who_ends() -> None:
+    async with renewing(BTC, ETH, held=frozenset({"ETHUSDT"})) as (market, s):
+        listed, market.listed = market.listed, {}
+        with pytest.raises(Retryable):
+            await market.look()
+        market.listed = listed
+        await market.look()
+        assert not s.reader.of(STATE) and not asked(s, "market")
+
+
+async def test_a_step_that_changes_again_while_the_brain_is_told_waits_for_its_turn() -> None:
+    (brain_hears, feed_says), (feed_hears, brain_says) = (multiprocessing.Pipe(duplex=False) for _ in range(2))
+    async with renewing(BTC, ETH, line=Line(feed_says, feed_hears)) as (market, s):
+        for step in ("0.0001", "0.00001"):
+            market.listed["ETHUSDT"] = replace(ETH, step=Decimal(step))
+            await market.look()
+        assert brain_hears.recv()[1][0] == 1 and not brain_hears.poll()
+        brain_says.send(("known", 1))
+        await s.venue.until(lambda: len(asked(s, "market")) == 2)
+        await market.look()
+        assert {place: str(one.step) for place, one in brain_hears.recv()[1][1].items()} == {3: "0.00001"}
+
+
+async def test_one_without_a_place_does_not_keep_out_those_that_have_theirs() -> None:
+    async with renewing(BTC, ETH, size=9) as (market, s):
+        market.listed |= {one.symbol: one for one in (DOGE, SOL)}
+        await market.look()
+        await s.venue.until(lambda: any("solusdt@aggTrade" in c.names for c in s.venue.clients))
+        market.listed["SOLUSDT"] = replace(SOL, status="SETTLING")
+        await market.look()
+        await s.venue.until(lambda: not any("solusdt@aggTrade" in c.names for c in s.venue.clients))
+        market.listed |= {"ETHUSDT": replace(ETH, step=Decimal("0.0001")), "SOLUSDT": SOL}
+        await market.look()
+        await s.venue.until(lambda: any("solusdt@aggTrade" in c.names for c in s.venue.clients))
 
 
 async def test_the_brain_hears_first_and_streams_begin_once_it_has_answered() -> None:

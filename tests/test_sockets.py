@@ -19,7 +19,7 @@ from picows import WSListener, WSMsgType, WSTransport, WSUpgradeRequest, ws_crea
 from src.clock import monotonic_ns
 from src.conflate import ROWS_MAX, Staged, mark_key, quote_key, trade_key
 from src.links import Route
-from src.sockets import NEXT, Patience, Shard, SocketEvent, SocketState, Streams, next_state
+from src.sockets import NEXT, SUBSCRIBE_NAMES, Patience, Shard, SocketEvent, SocketState, Streams, next_state
 from src.wire import compile_reading
 
 DEADLINE_S = 10.0
@@ -120,6 +120,7 @@ class Server(WSListener):  # type: ignore[misc]
         self.transport: WSTransport | None = None
         self.wait = wait
         self.waiting: list[int] = []
+        self.asked: list[str] = []
         self.pongs: list[bytes] = []
         seen.append(self)
 
@@ -130,7 +131,10 @@ class Server(WSListener):  # type: ignore[misc]
         if frame.msg_type == WSMsgType.PONG:
             self.pongs.append(frame.get_payload_as_bytes())
         elif frame.msg_type == WSMsgType.TEXT:
-            self.waiting.append(json.loads(frame.get_payload_as_bytes())["id"])
+            request = json.loads(frame.get_payload_as_bytes())
+            self.waiting.append(request["id"])
+            if request["method"] == "SUBSCRIBE":
+                self.asked += request["params"]
             if not self.wait:
                 self.answer()
 
@@ -234,6 +238,7 @@ async def test_quotes_are_staged_on_the_public_route() -> None:
 @pytest.mark.parametrize("bytes_sent", [
     frame(b"\xff\xfe\x00", opcode=2), frame(b"{", opcode=1), frame(b"late", opcode=0), frame({"data": TRADE | {"p": None}}),
     frame({"data": TRADE | {"s": "NOBODYUSDT"}}), frame({"data": TRADE | {"T": 2**80}}), frame({"data": TRADE | {"p": "0x10"}}),
+    frame(b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
 ])
 async def test_rubbish_is_reported_and_the_next_frame_is_taken(bytes_sent: bytes) -> None:
     async with link() as (server, sink, seen):
@@ -264,6 +269,8 @@ class Scene:
     task: asyncio.Task[None]
     sink: Sink
     seen: list[Server]
+    opened_ns: int
+    """When its first link was."""
 
 
 @asynccontextmanager
@@ -277,7 +284,8 @@ async def shard_of(patience: Patience = QUICK, waits: tuple[int, ...] = ()) -> A
     try:
         async with asyncio.timeout(DEADLINE_S):
             await sink.ready.wait()
-        yield Scene(shard, task, sink, seen)
+        assert shard.link is not None
+        yield Scene(shard, task, sink, seen, shard.link.opened_ns)
     finally:
         task.cancel()
         await asyncio.wait([task], timeout=DEADLINE_S)
@@ -401,6 +409,46 @@ async def test_a_symbol_that_begins_later_is_read_on_the_link_that_is_open() -> 
         server.write(frame({**LONG, "data": LONG["data"] | {"s": "ETHUSDT"}}))
         await sink.until(lambda: sink.rows)
         assert sink.rows[0][0][0] == trade_key(1)
+
+
+async def test_a_symbol_that_begins_during_a_renewal_is_taken_from_both_links() -> None:
+    """Its short messages too, which the kernel does not read."""
+    eth = frame({"stream": "ethusdt@aggTrade", "data": TRADE | {"s": "ETHUSDT"}})
+    async with shard_of(replace(QUICK, renew_s=0.05, overlap_s=0.3)) as s:
+        await until(lambda: len(s.seen) == 2 and s.shard.flowing)
+        s.shard.add(1, "ethusdt@aggTrade", "ETHUSDT", trade_key(1))
+        for server in s.seen[:2]:
+            server.write(eth)
+        await s.sink.until(lambda: len(s.sink.rows) == 2)
+        assert [ints[0] for ints, _ in s.sink.rows] == [trade_key(1)] * 2 and not s.sink.rubbish
+
+
+async def test_what_begins_and_ends_during_a_renewal_is_judged_and_asked_for_as_it_stands_then() -> None:
+    async with shard_of(replace(QUICK, renew_s=0.05, overlap_s=0.3)) as s:
+        for index in range(1, 2 * SUBSCRIBE_NAMES):
+            s.shard.add(index, f"x{index}usdt@aggTrade", f"X{index}USDT", trade_key(index))
+        s.shard.requests.clear()
+        await until(lambda: len(s.seen) == 2 and s.seen[1].asked)
+        assert len(s.seen[1].asked) == SUBSCRIBE_NAMES, "the rest waits"
+        s.shard.remove(2 * SUBSCRIBE_NAMES - 1)
+        s.shard.add(500, "ethusdt@aggTrade", "ETHUSDT", trade_key(500))
+        while not s.shard.since_ns(500):
+            s.shard.send_requests()
+        gone = f"x{2 * SUBSCRIBE_NAMES - 1}usdt@aggTrade"
+        await until(lambda: "x98usdt@aggTrade" in s.seen[1].asked)
+        await until(lambda: s.shard.link is not None and s.shard.link.opened_ns > s.opened_ns)
+        assert s.shard.since_ns(500) > 0 and not s.shard.since_ns(2 * SUBSCRIBE_NAMES - 1)
+        assert gone not in s.seen[1].asked
+
+
+async def test_a_socket_whose_streams_have_all_ended_stays_and_is_not_called_mute() -> None:
+    async with shard_of(replace(QUICK, mute_s=0.0)) as s:
+        assert s.shard.is_mute(monotonic_ns() + 1)
+        s.shard.remove(0)
+        assert not s.shard.is_mute(monotonic_ns() + 1)
+        assert s.shard.link is not None
+        s.shard.link.hang_up()
+        await until(lambda: len(s.seen) == 2 and s.shard.flowing)
 
 
 async def test_more_frames_than_rows_in_one_read_are_all_taken() -> None:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from src.clock import Clock, clock_at, real_clock
-from src.error_handler import Fatal, Rejected, Retryable, Unknown
+from src.error_handler import AegisError, Fatal, Rejected, Retryable, Unknown
 from src.venue.governor import Governor, Limits, Priority
 from src.venue.rest import Rest, clock_of, fetch_clock
 from src.venue.signing import Credentials
@@ -26,6 +26,7 @@ class Venue:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.ahead_ms = 0
+        self.time: object = None
         self.seen: list[tuple[str, str, str]] = []
         self.answers: list[Handler] = []
         self.url = ""
@@ -36,7 +37,7 @@ class Venue:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/fapi/v1/time":
-            return web.json_response({"serverTime": self.clock.market_ms() + self.ahead_ms})
+            return web.json_response({"serverTime": self.clock.market_ms() + self.ahead_ms} if self.time is None else self.time)
         self.arrived.set()
         self.seen.append((request.method, request.raw_path, request.headers.get("x-mbx-apikey", "")))
         return await (self.answers.pop(0) if len(self.answers) > 1 else self.answers[0])(request)
@@ -225,6 +226,13 @@ async def test_the_offset_is_measured_at_the_middle_of_the_call(venue: Venue, re
     venue.ahead_ms = -1500
     assert abs(await rest.sync_time() + 1500) < 50
     assert abs(rest.timestamp() - venue.clock.market_ms() + 1500) < 50
+
+
+@pytest.mark.parametrize("body", [{"time": 1}, [], {"serverTime": None}])
+async def test_a_time_that_is_none_is_an_error_of_the_venue(venue: Venue, rest: Rest, body: object) -> None:
+    venue.time = body
+    with pytest.raises(AegisError):
+        await rest.sync_time()
 
 
 async def test_used_weight_is_learnt_from_every_answer(venue: Venue, rest: Rest) -> None:

@@ -51,6 +51,13 @@ class _Refusal(msgspec.Struct):
 _refusal = msgspec.json.Decoder(_Refusal, strict=False).decode
 
 
+class _Time(msgspec.Struct, rename="camel"):
+    server_time: int
+
+
+_time = msgspec.json.Decoder(_Time).decode
+
+
 class Rest:
     """One per process. ``session``: an own one is made at the first call and closed by ``close`` where none is given."""
 
@@ -119,9 +126,9 @@ class Rest:
         """Measure venue time − market time over a few calls and keep the median. Returns it in milliseconds."""
         offsets: list[int] = []
         for _ in range(samples):
-            venue_ms = int((await self.get("/fapi/v1/time", weight=1, priority=Priority.PROTECT))["serverTime"])
+            told: _Time = await self.get("/fapi/v1/time", weight=1, priority=Priority.PROTECT, decode=_time)
             half_way_ns = monotonic_ns() - int(self.last_latency_ms * MS / 2)
-            offsets.append(venue_ms - self._clock.market_ms_at(half_way_ns))
+            offsets.append(told.server_time - self._clock.market_ms_at(half_way_ns))
         self.offset_ms = sorted(offsets)[len(offsets) // 2]
         return self.offset_ms
 
@@ -220,7 +227,7 @@ def _value(request: _Request, response: aiohttp.ClientResponse, body: bytes) -> 
     if response.status == 200:
         try:
             return request.decode(body)
-        except (msgspec.DecodeError, ValueError, ArithmeticError) as error:
+        except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError) as error:
             # No success has such a body, but a write may have been one all the same.
             raise to_error(200, 0, _text(body), write=request.write) from error
     try:
