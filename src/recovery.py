@@ -97,7 +97,7 @@ async def _reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock
     await _learn_rules(gateway, {*portfolio.slots, *[p.symbol for p in account.positions]})
     trade.view.read(account, asked_ns, clock.market_ms())
     account = trade.account
-    _protect(trade, portfolio, account, guards, clock)
+    _protect(trade, portfolio, account, guards, clock, asked_ns=asked_ns)
     failed = [error for slot in list(portfolio.slots.values()) if (error := await _catch_up(trade, portfolio, gateway, slot))]
     unclear = {p.symbol for p in account.positions
                if p.symbol not in portfolio.slots and not await _judge(trade, portfolio, gateway, p, guards, clock)}  # fmt: skip
@@ -140,7 +140,8 @@ async def _learn_rules(gateway: Gateway, symbols: set[str]) -> None:
         gateway.learn_rules({s: rules[s] for s in unknown if s in rules})
 
 
-def _protect(trade: Trade, portfolio: Portfolio, account: Account, guards: Sequence[AlgoUpdate], clock: Clock) -> None:
+def _protect(trade: Trade, portfolio: Portfolio, account: Account, guards: Sequence[AlgoUpdate], clock: Clock, *,
+             asked_ns: int) -> None:  # fmt: skip
     """The first write: what is held and has no stop among those that stand gets one (a second beside one that does is refused)."""
     held = {p.symbol: p for p in account.positions}
     flat = [PositionUpdate(s, ZERO, ZERO, ZERO, True, "BOTH", account.as_of_ms) for s in {*portfolio.slots, *portfolio.foreign} - set(held)]
@@ -152,7 +153,7 @@ def _protect(trade: Trade, portfolio: Portfolio, account: Account, guards: Seque
             for _ in range(2):  # seen twice as gone: it is put up again at once
                 order = slot.guard(role)
                 if order is not None and order.word is Word.UNKNOWN:
-                    trade.run(portfolio.guards_seen(order.client_id, None, standing, monotonic_ns(), clock.market_ms()))
+                    trade.run(portfolio.guards_seen(order.client_id, None, standing, monotonic_ns(), clock.market_ms(), asked_ns=asked_ns))
     trade.run(portfolio.tick(monotonic_ns(), clock.market_ms()))
 
 
