@@ -98,7 +98,8 @@ async def _reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock
     trade.view.read(account, asked_ns, clock.market_ms())
     account = trade.account
     _protect(trade, portfolio, account, guards, clock, asked_ns=asked_ns)
-    failed = [error for slot in list(portfolio.slots.values()) if (error := await _catch_up(trade, portfolio, gateway, slot))]
+    standing = {g.client_id for g in guards}
+    failed = [error for slot in list(portfolio.slots.values()) if (error := await _catch_up(trade, portfolio, gateway, slot, standing))]
     unclear = {p.symbol for p in account.positions
                if p.symbol not in portfolio.slots and not await _judge(trade, portfolio, gateway, p, guards, clock)}  # fmt: skip
     await _cancel_orphans(trade, portfolio, gateway, [g for g in strays if g.symbol not in unclear])
@@ -157,13 +158,13 @@ def _protect(trade: Trade, portfolio: Portfolio, account: Account, guards: Seque
     trade.run(portfolio.tick(monotonic_ns(), clock.market_ms()))
 
 
-async def _catch_up(trade: Trade, portfolio: Portfolio, gateway: Gateway, slot: Slot) -> AegisError | None:
+async def _catch_up(trade: Trade, portfolio: Portfolio, gateway: Gateway, slot: Slot, standing: set[str]) -> AegisError | None:
     """Its entry and its fills, then what became of guards that do not stand. The error, where the venue does not say."""
     sure = True
     try:
         for role in (Role.ENTRY, *GUARDS):
             order = slot.entry if role is Role.ENTRY else slot.guard(role)
-            if slot.symbol in portfolio.slots and order is not None and (role is Role.ENTRY or order.word is Word.UNKNOWN):
+            if slot.symbol in portfolio.slots and order is not None and (role is Role.ENTRY or _in_question(order, standing)):
                 ask = Ask(slot.symbol, order.client_id, role, slot.made_ms, min(slot.trades, default=0))
                 asked_ns = monotonic_ns()
                 answer = await gateway.ask(ask)
@@ -174,6 +175,10 @@ async def _catch_up(trade: Trade, portfolio: Portfolio, gateway: Gateway, slot: 
     except AegisError as error:
         return error
     return None if sure else Retryable(f"the venue did not say everything about {slot.symbol}")
+
+
+def _in_question(guard: Order, standing: set[str]) -> bool:
+    return guard.word is Word.UNKNOWN or (guard.word is Word.LIVE and guard.client_id not in standing)
 
 
 # what has no slot

@@ -13,7 +13,7 @@ import pytest
 from src.bus import Topic
 from src.models import Role
 from src.recovery import reconcile
-from src.slots import Ask
+from src.slots import MS_NS, Ask, Patience
 from src.venue.governor import Governor, Priority
 from tests.test_trade import DEAD_WS, NAKED_S, QUICK, Daemon, World, bench, table, until
 
@@ -357,6 +357,22 @@ async def test_what_happens_while_the_stream_is_away_is_known_after_it(tmp_path:
         await until(lambda: d.trade.halted, "nothing opens")
         await until(lambda: not d.trade.halted and d.gone("ETHUSDT"), "reconciled")
         assert d.protected("BTCUSDT") and d.portfolio.foreign == {"SOLUSDT": 100}
+        await d.agree()
+
+
+@pytest.mark.parametrize("role", ["stop", "target"])
+async def test_a_guard_that_vanished_while_the_stream_was_away_is_put_back_when_it_is_there_again(tmp_path: Path, role: str) -> None:
+    """Not only at the next look-up, ten seconds later."""
+    async with bench(tmp_path, patience=Patience(lookup_ns=60_000 * MS_NS)) as (venue, d):
+        slot = await d.opened()
+        gone = getattr(slot, role).client_id
+        await venue.client.control("mute", route="private", on=True)
+        await venue.client.good("DELETE", "v1/algoOrder", clientAlgoId=gone)
+        await venue.client.control("mute", route="private", on=False)
+        await venue.client.control("drop_streams")
+        await until(lambda: d.protected() and getattr(slot, role).client_id != gone, f"a new {role}")
+        assert len(await venue.standing()) == len(await venue.standing(kind="TAKE_PROFIT_MARKET")) == 1
+        await until(lambda: not d.trade.halted, "reconciled")
         await d.agree()
 
 
