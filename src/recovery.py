@@ -40,7 +40,8 @@ EMERGENCY_LIMIT_MS = 24 * 3600 * 1000
 
 
 async def recover(trade: Trade, journal: Journal, portfolio: Portfolio, gateway: Gateway, clock: Clock) -> None:
-    """At boot: adopt the journal's slots, then compare with the venue. Raises what the venue's refusal maps to."""
+    """At boot: adopt the journal's slots, then compare with the venue. Raises what the venue's refusal maps to, where it does not even say
+    what is held."""
     slots = {symbol: recall(body, monotonic_ns()) for symbol, body in journal.slots().items()}
     portfolio.last_trade |= dict(Reader(journal.path.parent).rows("SELECT symbol, max(trade_id) FROM fills GROUP BY symbol"))
     for slot in slots.values():
@@ -49,14 +50,16 @@ async def recover(trade: Trade, journal: Journal, portfolio: Portfolio, gateway:
     trade.on_doubt = lambda: trade.spawn(reconcile(trade, portfolio, gateway, clock))
     trade.hold_for_reconciliation()
     async with trade.reconciling:
-        await _reconcile(trade, portfolio, gateway, clock)
         try:
+            await _reconcile(trade, portfolio, gateway, clock)
             await _read_statement(trade, gateway, clock)
             trade.reconciled()
         except (Fatal, Halt):
             raise
-        except AegisError as error:  # what is held is protected, and can be managed without it
-            warn(f"nothing opens until deposits and withdrawals are known: {error}")
+        except AegisError as error:
+            if not trade.view.known:
+                raise
+            warn(f"nothing opens until the venue has said everything: {error}")  # what is held is protected, and can be managed without it
             trade.spawn(_until_passed(trade, portfolio, gateway, clock))
     trade.tick()  # the limits begin with what was found, before anything can move it
     if slots:
