@@ -34,6 +34,7 @@ class Reaction(Enum):
 RETRY, REJECT, UNKNOWN, DEGRADE, HALT, FATAL, FINE = Reaction
 _CLASSES: dict[Reaction, type[AegisError]] = {RETRY: Retryable, REJECT: Rejected, UNKNOWN: Unknown, DEGRADE: Degraded, HALT: Halt,
                                               FATAL: Fatal, FINE: Rejected}
+TOO_MANY_REQUESTS, TOO_MANY_ORDERS = -1003, -1015
 CLOCK_SKEW = -1021
 NO_SUCH_ORDER = -2013
 CANCEL_REJECTED = -2011
@@ -171,6 +172,11 @@ def is_fine(error: AegisError) -> bool:
 
 def code_of(error: AegisError) -> int:
     return int(error.fields.get("code") or 0)
+
+
+def is_throttle(error: AegisError) -> bool:
+    """Too many requests or orders: the governor is to know, whatever the HTTP status is."""
+    return error.fields.get("status") in (418, 429) or code_of(error) in (TOO_MANY_REQUESTS, TOO_MANY_ORDERS)
 
 
 def to_error(status: int, code: int, msg: str, *, write: bool, retry_after_s: float | None = None) -> AegisError:

@@ -1,6 +1,7 @@
 """Request weight and order counts: how much may be sent, by whom first, and when again.
 
-The venue counts weight per address in fixed minutes of its own clock, and orders per account in fixed windows of ten seconds and a minute.
+The venue counts weight per address in fixed minutes of its own clock, and orders per account in ten seconds and a minute; whether these
+windows slide nobody says, so ours do.
 Invariants:
 
 * what protects a position comes before what trades, and that before data: each may fill the minute only up to its own ceiling;
@@ -17,14 +18,18 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from src.error_handler import AegisError, Retryable
+from src.venue.errors import TOO_MANY_ORDERS, code_of
 
 MINUTE_MS = 60_000
 TEN_SECONDS_MS = 10_000
+ORDERS_PAUSE_MS = 5_000
+"""After -1015, of which nobody says when it ends: half a window."""
 WAITING_MAX = 256
 
 
@@ -73,6 +78,26 @@ class Window:
             return False
         self._index, self.count = index, 0
         return True
+
+
+class Sliding:
+    """What was counted within the last ``span_ms``: enough wherever the venue's own windows begin, and if they slide."""
+
+    __slots__ = ("_span_ms", "_taken", "count")
+
+    def __init__(self, span_ms: int) -> None:
+        self._span_ms = span_ms
+        self._taken: deque[tuple[int, int]] = deque()
+        self.count = 0
+
+    def roll(self, now_ms: int) -> None:
+        """Forget what is too old."""
+        while self._taken and self._taken[0][0] <= now_ms - self._span_ms:
+            self.count -= self._taken.popleft()[1]
+
+    def add(self, count: int, now_ms: int) -> None:
+        self._taken.append((now_ms, count))
+        self.count += count
 
 
 @dataclass(slots=True)
@@ -127,7 +152,8 @@ class Governor:
         self._share = share
         self._limits = limits or Limits()
         self._budget = WeightBudget(self._limits.weight_1m, share, data_part, others)
-        self._orders = (Window(TEN_SECONDS_MS), Window(MINUTE_MS))
+        self._orders = (Sliding(TEN_SECONDS_MS), Sliding(MINUTE_MS))
+        self._full_until_ms = 0
         self._paused_until_ms = 0
         self._banned_until_ms = 0
         self._waiting: list[tuple[int, int, int, asyncio.Future[Ticket]]] = []
@@ -185,8 +211,8 @@ class Governor:
     def throttled(self, error: AegisError) -> None:
         """The venue said 429 or 418: nothing goes out before the time it named, or before the next window."""
         now_ms = self._window_ms()
-        if error.fields.get("code") == -1015:
-            self._learn_orders(self._limits.orders_10s, 0, now_ms)
+        if code_of(error) == TOO_MANY_ORDERS:
+            self._full_until_ms = now_ms + ORDERS_PAUSE_MS
             return
         until = error.fields.get("banned_until_ms", (now_ms // MINUTE_MS + 1) * MINUTE_MS)
         if (after_s := error.fields.get("retry_after_s")) is not None:
@@ -211,19 +237,22 @@ class Governor:
     def try_order(self, *, reducing: bool, count: int = 1) -> bool:
         """Count ``count`` placements if the windows have room. Entries use our share only, so that what reduces always has some left."""
         now_ms = self._window_ms()
+        if now_ms < self._full_until_ms:
+            return False
         part = 1.0 if reducing else self._share
         for window, limit in zip(self._orders, (self._limits.orders_10s, self._limits.orders_1m), strict=True):
             window.roll(now_ms)
             if window.count + count > limit * part:
                 return False
         for window in self._orders:
-            window.count += count
+            window.add(count, now_ms)
         return True
 
     def _learn_orders(self, count_10s: int, count_1m: int, now_ms: int) -> None:
         for window, count in zip(self._orders, (count_10s, count_1m), strict=True):
             window.roll(now_ms)
-            window.count = max(window.count, count)
+            if count > window.count:  # by another program, or by us before a restart
+                window.add(count - window.count, now_ms)
 
     # -- waiting ---------------------------------------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from yarl import URL
 from src.clock import MS, Clock, monotonic_ns, unseeded
 from src.config import proxy_for, tls_for
 from src.error_handler import AegisError, Fatal, Retryable
-from src.venue.errors import CLOCK_SKEW, code_of, from_transport, header_s, say_wait, to_error
+from src.venue.errors import CLOCK_SKEW, code_of, from_transport, header_s, is_throttle, say_wait, to_error
 from src.venue.governor import Governor, Priority, Ticket
 from src.venue.orders import reduces
 from src.venue.signing import Credentials, Params, encode_query
@@ -141,7 +141,7 @@ class Rest:
         except AegisError as error:
             name = type(error).__name__
             self.failures[name] = self.failures.get(name, 0) + 1
-            if error.fields.get("status") in (418, 429):
+            if is_throttle(error):
                 say_wait(error, self._clock, self.offset_ms)
                 self.governor.throttled(error)
             raise

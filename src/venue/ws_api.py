@@ -27,7 +27,7 @@ import picows
 from src.clock import Clock, monotonic_ns, unseeded
 from src.config import proxy_for, tls_for
 from src.error_handler import AegisError, Retryable, Unknown, lifecycle, warn
-from src.venue.errors import from_transport, say_wait, to_error
+from src.venue.errors import from_transport, is_throttle, say_wait, to_error
 from src.venue.governor import Governor, Priority
 from src.venue.orders import reduces
 from src.venue.signing import Credentials
@@ -317,7 +317,7 @@ class WsApi:
     def _throttled(self, error: AegisError) -> AegisError:
         """Where it is about too many requests, nobody of this process goes on sending."""
         say_wait(error, self._clock, self._offset_ms())
-        if self._governor is not None and error.fields["status"] in (418, 429):
+        if self._governor is not None and is_throttle(error):
             self._governor.throttled(error)
         return error
 
