@@ -14,6 +14,7 @@ from src.bus import Topic
 from src.models import Role
 from src.recovery import reconcile
 from src.slots import MS_NS, Ask, Patience
+from src.venue.errors import to_error
 from src.venue.governor import Governor, Priority
 from tests.test_trade import DEAD_WS, NAKED_S, QUICK, Daemon, World, bench, table, until
 
@@ -428,6 +429,26 @@ async def test_orders_go_over_rest_while_the_ws_api_is_down_and_a_whole_life_pas
         await venue.move("BTCUSDT", 61_000)
         await until(d.gone)
         assert d.closed[0].reason == "target" and venue.watch.naked_s < 0.5
+        await d.agree()
+
+
+async def test_what_is_due_is_done_while_the_venue_takes_only_what_weighs_nothing(tmp_path: Path) -> None:
+    """After a 429, and without the WS API: nobody can be asked whether the venue is there, and it has said that it is."""
+    async with bench(tmp_path, ws_url=DEAD_WS) as (venue, d):
+        await d.opened(limit_ms=venue.clock.market_ms() + 7_000)
+        await d.opened("ETHUSDT", limit_ms=venue.clock.market_ms() + 14_000)
+        await venue.fault("ALGO_UPDATE", "drop", count=1000)  # so that cancels are wanted, which weigh
+        governor, d.rest.governor, calls = d.rest.governor, Governor(lambda: 1_000), d.rest.calls
+        d.rest.governor.throttled(to_error(429, -1003, "Too many requests", write=False))
+
+        async def left() -> bool:
+            return not await venue.held() and not await venue.held("ETHUSDT")
+
+        await until(left, "both are left", 20)
+        assert d.rest.calls - calls == 2, "the two exits; who goes on with cancels is banned"
+        d.rest.governor = governor
+        await until(lambda: d.gone() and d.gone("ETHUSDT"), "the slots are free", 15)
+        assert {trade.reason for trade in d.closed} == {"time limit"}
         await d.agree()
 
 

@@ -133,8 +133,11 @@ def test_after_a_429_only_the_placing_of_protection_goes_out() -> None:
     g.throttled(to_error(429, -1003, "Too many requests", write=False))
     assert g.take_now(0, Priority.PROTECT) is not None
     assert g.take_now(0, Priority.TRADE) is None and g.take_now(1, Priority.PROTECT) is None
+    assert g.only_protection
     g.throttled(to_error(418, -1003, "Way too many requests; IP banned until 50000.", write=False, retry_after_s=5.0))
-    assert g.take_now(0, Priority.PROTECT) is None
+    assert g.take_now(0, Priority.PROTECT) is None and not g.only_protection
+    now.ms = 60_000
+    assert not g.only_protection
 
 
 async def test_an_order_that_weighs_nothing_does_not_queue_behind_what_does() -> None:

@@ -8,7 +8,8 @@ Invariants:
 * the venue's word (``x-mbx-used-weight-1m``, 429, 418) outranks our count; nothing at all is sent while a ban (418) lasts, and after a 429
   only what protects and weighs nothing, which is the placing of stops and exits;
 * the waiting queue is bounded: the least important waits first in line to be refused, with ``Retryable``;
-* a request is counted when it is let through, whether or not an answer comes.
+* a request is counted when it is let through, whether or not an answer comes; of one that is not, the error says ``held_back``: the venue
+  has not been asked.
 
 Time is whatever ``window_ms`` shows, running at ``speed``: the venue's minutes. The local exchange counts in minutes of wall time from t0
 (``Clock.unscaled_ms``), which is the same as market time wherever that is not accelerated. Waiting is wall time.
@@ -183,14 +184,14 @@ class Governor:
             return ticket
         if (wait_s := self._wait_s()) > wait_s_max:
             self.refused += 1
-            raise Retryable(f"the venue takes no requests for another {wait_s:.0f} s", retry_after_s=wait_s)
+            raise Retryable(f"the venue takes no requests for another {wait_s:.0f} s", retry_after_s=wait_s, held_back=True)
         future = self._enqueue(weight, priority)
         try:
             async with asyncio.timeout(wait_s_max):
                 return await future
         except TimeoutError:
             self.refused += 1
-            raise Retryable(f"no request weight left within {wait_s_max:g} s", retry_after_s=self._wait_s()) from None
+            raise Retryable(f"no request weight left within {wait_s_max:g} s", retry_after_s=self._wait_s(), held_back=True) from None
 
     def answered(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
         """The answer to a request: learn the venue's own figures from it."""
@@ -231,6 +232,12 @@ class Governor:
     def blocked_s(self) -> float:
         """Wall seconds until a pause (429) or ban (418) ends; 0 without one."""
         return max(0.0, (self._paused_until_ms - self._window_ms()) / 1000.0 / self._speed)
+
+    @property
+    def only_protection(self) -> bool:
+        """Whether nothing is let through for now but what protects and weighs nothing."""
+        now_ms = self._window_ms()
+        return self._open(0, Priority.PROTECT, now_ms) and not self._open(1, Priority.PROTECT, now_ms)
 
     # -- orders ----------------------------------------------------------------------------------------------------------------------
 
@@ -285,7 +292,7 @@ class Governor:
         """Make room for a more important request, or refuse the new one."""
         least = max(self._waiting)
         self.refused += 1
-        error = Retryable(f"{WAITING_MAX} requests are waiting already", retry_after_s=self._wait_s())
+        error = Retryable(f"{WAITING_MAX} requests are waiting already", retry_after_s=self._wait_s(), held_back=True)
         if least[0] <= priority:
             raise error
         self._waiting.remove(least)

@@ -106,7 +106,7 @@ class Rest:
         assert method in ("POST", "PUT", "DELETE"), method
         request = _Request(method, path, _pairs(params), signed, True, weight, timeout_s, recv_window_ms, priority, decode)
         if method == "POST" and path in _PLACES and not self.governor.try_order(reducing=reduces(dict(request.params))):
-            raise Retryable("too many orders in this window: it was not sent", status=0, code=0, sent=False)
+            raise Retryable("too many orders in this window: it was not sent", status=0, code=0, sent=False, held_back=True)
         try:
             return await self._once(request, wait_s=0.0 if now_or_never else timeout_s)
         except Retryable as error:

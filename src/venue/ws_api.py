@@ -248,10 +248,10 @@ class WsApi:
         adding = method in _PLACES and not reduces(params)
         ticket = governor.take_now(weight, Priority.TRADE if adding else Priority.PROTECT)
         if ticket is None:
-            raise Retryable(f"no request weight left: {method} was not sent", status=0, code=0, sent=False)
+            raise Retryable(f"no request weight left: {method} was not sent", status=0, code=0, sent=False, held_back=True)
         governor.answered(ticket, {})  # these answers bring their figures along, if at all
         if method in _PLACES and not governor.try_order(reducing=not adding):
-            raise Retryable(f"too many orders in this window: {method} was not sent", status=0, code=0, sent=False)
+            raise Retryable(f"too many orders in this window: {method} was not sent", status=0, code=0, sent=False, held_back=True)
 
     def _send(self, connection: _Connection, method: str, write: bool, params: Mapping[str, Any], timeout_s: float,
               recv_window_ms: int) -> asyncio.Future[Result]:
