@@ -100,9 +100,10 @@ class Gateway:
         return self._write("order.place", "POST", "/fapi/v1/order", params, by_rest=action.again)
 
     def cancel_guard(self, client_id: str) -> Call:
-        return self._write("algoOrder.cancel", "DELETE", "/fapi/v1/algoOrder", orders.cancel_algo(client_id))
+        return self._write("algoOrder.cancel", "DELETE", "/fapi/v1/algoOrder", orders.cancel_algo(client_id), weight=1)
 
-    def _write(self, method: str, verb: str, path: str, params: Mapping[str, str], *, entry: bool = False, by_rest: bool = False) -> Call:
+    def _write(self, method: str, verb: str, path: str, params: Mapping[str, str], *, entry: bool = False, by_rest: bool = False,
+               weight: int = 0) -> Call:  # fmt: skip
         window_ms = ENTRY_WINDOW_MS if entry else REDUCE_WINDOW_MS
         call: Call | None = None
         if self.ws.is_up and not by_rest:
@@ -115,7 +116,7 @@ class Gateway:
         if call is None:
             priority = Priority.TRADE if entry else Priority.PROTECT
             call = asyncio.ensure_future(
-                self.rest.send(verb, path, params, recv_window_ms=window_ms, priority=priority, now_or_never=entry))
+                self.rest.send(verb, path, params, weight=weight, recv_window_ms=window_ms, priority=priority, now_or_never=entry))
         self._unanswered[call] = monotonic_ns()
         call.add_done_callback(self._answered)
         return call
@@ -136,7 +137,9 @@ class Gateway:
             failure("the venue's time was not measured", error)
 
     def _note(self, error: BaseException | None) -> None:
-        """The venue spoke (a refusal with a code is an answer), or did not."""
+        """The venue spoke (a refusal with a code is an answer), or did not. Of what we held back ourselves it knows nothing."""
+        if isinstance(error, AegisError) and error.fields.get("held_back"):
+            return
         if error is None or (isinstance(error, AegisError) and error.fields.get("code")):
             self._heard_ns = monotonic_ns()
         else:
@@ -144,10 +147,12 @@ class Gateway:
 
     def contact(self, now_ns: int) -> bool:
         """Whether the venue answers: the WS API is up, or it spoke within 5 s and no try has failed since. While an order waits for longer
-        than 1.5 s it must have spoken within that time. Otherwise it is probed."""
+        than 1.5 s it must have spoken within that time. Otherwise it is probed; while it takes no questions, its last word counts."""
         waits_ns = now_ns - min(self._unanswered.values(), default=now_ns)
         spoke_ns = now_ns - self._heard_ns if self._heard_ns > self._failed_ns else CONTACT_NS
         if spoke_ns < SILENCE_NS or (waits_ns < SILENCE_NS and (self.ws.is_up or spoke_ns < CONTACT_NS)):
+            return True
+        if self.rest.governor.only_protection and self._heard_ns > self._failed_ns:
             return True
         if self._probe is None or self._probe.done():
             self._probe = asyncio.ensure_future(self._ping())
@@ -180,6 +185,8 @@ class Gateway:
     async def ask(self, ask: Ask) -> Answer:
         """The evidence about an order, from independent sources at once: a guard by its id and among those that stand; an entry or exit by
         its id, by the fills and by the position. Within 1.5 s; what has not answered by then is left out. Raises where nothing has."""
+        if self.rest.governor.only_protection:
+            raise Retryable("the venue takes no questions for now", retry_after_s=self.rest.governor.blocked_s(), held_back=True)
         if ask.role in GUARDS:
             guard, standing = await self._together(
                 queries.algo_order(self.rest, ask.client_id), queries.open_algo_orders(self.rest, ask.symbol))

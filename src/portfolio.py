@@ -279,14 +279,17 @@ class Portfolio:
         return self._replace_guard(slot, order, now_ns) if update.executed == 0 else []  # else its fills are on their way
 
     def guards_seen(self, client_id: str, found: AlgoUpdate | None, standing: Sequence[AlgoUpdate], now_ns: int, now_ms: int, *,
-                    sure: bool = True) -> list[Action]:  # fmt: skip
-        """The answer to a question after a guard: what the query by id says, and what stands on the symbol. ``sure``: both were answered."""
+                    asked_ns: int, sure: bool = True) -> list[Action]:  # fmt: skip
+        """The answer to a question of ``asked_ns`` after a guard: what the query by id says, and what stands on the symbol. ``sure``: both
+        were answered. That it was not there before it was sent for the last time says nothing."""
         slot, order = self._find(client_id)
         if slot is None or order is None or order.word is Word.GONE:
             return []
         told = found or next((g for g in standing if g.client_id == client_id), None)
         if told is not None:
             return self.algo_update(told, now_ns, now_ms)
+        if asked_ns < order.sent_ns:
+            return []
         kind = KINDS[slot.role_of(order)]
         for other in standing:
             if (other.order_type, other.side, other.close_position) == (kind, slot.side.opposite, True):
@@ -453,7 +456,7 @@ class Portfolio:
             if order is None or (order.word is Word.GONE and now_ns - max(order.sent_ns, order.asked_ns) > wait_ns):
                 actions += self._guard(slot, role, now_ns)
             elif order.word is Word.UNKNOWN and not order.theirs and now_ns - order.sent_ns > wait_ns:
-                order.sent_ns = now_ns
+                order.sent_ns, order.absent = now_ns, 0
                 actions.append(SendGuard(slot.symbol, slot.side.opposite, role, order.price, order.client_id, again=True))
         return actions
 

@@ -40,7 +40,8 @@ EMERGENCY_LIMIT_MS = 24 * 3600 * 1000
 
 
 async def recover(trade: Trade, journal: Journal, portfolio: Portfolio, gateway: Gateway, clock: Clock) -> None:
-    """At boot: adopt the journal's slots, then compare with the venue. Raises what the venue's refusal maps to."""
+    """At boot: adopt the journal's slots, then compare with the venue. Raises what the venue's refusal maps to, where it does not even say
+    what is held."""
     slots = {symbol: recall(body, monotonic_ns()) for symbol, body in journal.slots().items()}
     portfolio.last_trade |= dict(Reader(journal.path.parent).rows("SELECT symbol, max(trade_id) FROM fills GROUP BY symbol"))
     for slot in slots.values():
@@ -49,14 +50,16 @@ async def recover(trade: Trade, journal: Journal, portfolio: Portfolio, gateway:
     trade.on_doubt = lambda: trade.spawn(reconcile(trade, portfolio, gateway, clock))
     trade.hold_for_reconciliation()
     async with trade.reconciling:
-        await _reconcile(trade, portfolio, gateway, clock)
         try:
+            await _reconcile(trade, portfolio, gateway, clock)
             await _read_statement(trade, gateway, clock)
             trade.reconciled()
         except (Fatal, Halt):
             raise
-        except AegisError as error:  # what is held is protected, and can be managed without it
-            warn(f"nothing opens until deposits and withdrawals are known: {error}")
+        except AegisError as error:
+            if not trade.view.known:
+                raise
+            warn(f"nothing opens until the venue has said everything: {error}")  # what is held is protected, and can be managed without it
             trade.spawn(_until_passed(trade, portfolio, gateway, clock))
     trade.tick()  # the limits begin with what was found, before anything can move it
     if slots:
@@ -97,8 +100,9 @@ async def _reconcile(trade: Trade, portfolio: Portfolio, gateway: Gateway, clock
     await _learn_rules(gateway, {*portfolio.slots, *[p.symbol for p in account.positions]})
     trade.view.read(account, asked_ns, clock.market_ms())
     account = trade.account
-    _protect(trade, portfolio, account, guards, clock)
-    failed = [error for slot in list(portfolio.slots.values()) if (error := await _catch_up(trade, portfolio, gateway, slot))]
+    _protect(trade, portfolio, account, guards, clock, asked_ns=asked_ns)
+    standing = {g.client_id for g in guards}
+    failed = [error for slot in list(portfolio.slots.values()) if (error := await _catch_up(trade, portfolio, gateway, slot, standing))]
     unclear = {p.symbol for p in account.positions
                if p.symbol not in portfolio.slots and not await _judge(trade, portfolio, gateway, p, guards, clock)}  # fmt: skip
     await _cancel_orphans(trade, portfolio, gateway, [g for g in strays if g.symbol not in unclear])
@@ -140,7 +144,8 @@ async def _learn_rules(gateway: Gateway, symbols: set[str]) -> None:
         gateway.learn_rules({s: rules[s] for s in unknown if s in rules})
 
 
-def _protect(trade: Trade, portfolio: Portfolio, account: Account, guards: Sequence[AlgoUpdate], clock: Clock) -> None:
+def _protect(trade: Trade, portfolio: Portfolio, account: Account, guards: Sequence[AlgoUpdate], clock: Clock, *,
+             asked_ns: int) -> None:  # fmt: skip
     """The first write: what is held and has no stop among those that stand gets one (a second beside one that does is refused)."""
     held = {p.symbol: p for p in account.positions}
     flat = [PositionUpdate(s, ZERO, ZERO, ZERO, True, "BOTH", account.as_of_ms) for s in {*portfolio.slots, *portfolio.foreign} - set(held)]
@@ -152,17 +157,17 @@ def _protect(trade: Trade, portfolio: Portfolio, account: Account, guards: Seque
             for _ in range(2):  # seen twice as gone: it is put up again at once
                 order = slot.guard(role)
                 if order is not None and order.word is Word.UNKNOWN:
-                    trade.run(portfolio.guards_seen(order.client_id, None, standing, monotonic_ns(), clock.market_ms()))
+                    trade.run(portfolio.guards_seen(order.client_id, None, standing, monotonic_ns(), clock.market_ms(), asked_ns=asked_ns))
     trade.run(portfolio.tick(monotonic_ns(), clock.market_ms()))
 
 
-async def _catch_up(trade: Trade, portfolio: Portfolio, gateway: Gateway, slot: Slot) -> AegisError | None:
+async def _catch_up(trade: Trade, portfolio: Portfolio, gateway: Gateway, slot: Slot, standing: set[str]) -> AegisError | None:
     """Its entry and its fills, then what became of guards that do not stand. The error, where the venue does not say."""
     sure = True
     try:
         for role in (Role.ENTRY, *GUARDS):
             order = slot.entry if role is Role.ENTRY else slot.guard(role)
-            if slot.symbol in portfolio.slots and order is not None and (role is Role.ENTRY or order.word is Word.UNKNOWN):
+            if slot.symbol in portfolio.slots and order is not None and (role is Role.ENTRY or _in_question(order, standing)):
                 ask = Ask(slot.symbol, order.client_id, role, slot.made_ms, min(slot.trades, default=0))
                 asked_ns = monotonic_ns()
                 answer = await gateway.ask(ask)
@@ -173,6 +178,10 @@ async def _catch_up(trade: Trade, portfolio: Portfolio, gateway: Gateway, slot: 
     except AegisError as error:
         return error
     return None if sure else Retryable(f"the venue did not say everything about {slot.symbol}")
+
+
+def _in_question(guard: Order, standing: set[str]) -> bool:
+    return guard.word is Word.UNKNOWN or (guard.word is Word.LIVE and guard.client_id not in standing)
 
 
 # what has no slot

@@ -485,7 +485,8 @@ class Trade:
         if ask.role in GUARDS:
             if answer.guard is not None and answer.guard.status.ended:
                 self._mark(ask.client_id, "done", answer.guard.reason or answer.guard.status.value)
-            self.run(portfolio.guards_seen(ask.client_id, answer.guard, answer.standing, now_ns, now_ms, sure=answer.sure))
+            self.run(portfolio.guards_seen(ask.client_id, answer.guard, answer.standing, now_ns, now_ms, asked_ns=asked_ns,
+                                           sure=answer.sure))  # fmt: skip
             return []
         if answer.order is not None:
             self._remember_number(answer.order)

@@ -13,7 +13,8 @@ import pytest
 from src.bus import Topic
 from src.models import Role
 from src.recovery import reconcile
-from src.slots import Ask
+from src.slots import MS_NS, Ask, Patience
+from src.venue.errors import to_error
 from src.venue.governor import Governor, Priority
 from tests.test_trade import DEAD_WS, NAKED_S, QUICK, Daemon, World, bench, table, until
 
@@ -360,6 +361,22 @@ async def test_what_happens_while_the_stream_is_away_is_known_after_it(tmp_path:
         await d.agree()
 
 
+@pytest.mark.parametrize("role", ["stop", "target"])
+async def test_a_guard_that_vanished_while_the_stream_was_away_is_put_back_when_it_is_there_again(tmp_path: Path, role: str) -> None:
+    """Not only at the next look-up, ten seconds later."""
+    async with bench(tmp_path, patience=Patience(lookup_ns=60_000 * MS_NS)) as (venue, d):
+        slot = await d.opened()
+        gone = getattr(slot, role).client_id
+        await venue.client.control("mute", route="private", on=True)
+        await venue.client.good("DELETE", "v1/algoOrder", clientAlgoId=gone)
+        await venue.client.control("mute", route="private", on=False)
+        await venue.client.control("drop_streams")
+        await until(lambda: d.protected() and getattr(slot, role).client_id != gone, f"a new {role}")
+        assert len(await venue.standing()) == len(await venue.standing(kind="TAKE_PROFIT_MARKET")) == 1
+        await until(lambda: not d.trade.halted, "reconciled")
+        await d.agree()
+
+
 async def test_an_answer_that_is_older_than_what_the_stream_told_changes_nothing(tmp_path: Path) -> None:
     """Positions are read at once, the fills of the same question take a second, and meanwhile the position is closed."""
     async with bench(tmp_path) as (venue, d):
@@ -412,6 +429,26 @@ async def test_orders_go_over_rest_while_the_ws_api_is_down_and_a_whole_life_pas
         await venue.move("BTCUSDT", 61_000)
         await until(d.gone)
         assert d.closed[0].reason == "target" and venue.watch.naked_s < 0.5
+        await d.agree()
+
+
+async def test_what_is_due_is_done_while_the_venue_takes_only_what_weighs_nothing(tmp_path: Path) -> None:
+    """After a 429, and without the WS API: nobody can be asked whether the venue is there, and it has said that it is."""
+    async with bench(tmp_path, ws_url=DEAD_WS) as (venue, d):
+        await d.opened(limit_ms=venue.clock.market_ms() + 7_000)
+        await d.opened("ETHUSDT", limit_ms=venue.clock.market_ms() + 14_000)
+        await venue.fault("ALGO_UPDATE", "drop", count=1000)  # so that cancels are wanted, which weigh
+        governor, d.rest.governor, calls = d.rest.governor, Governor(lambda: 1_000), d.rest.calls
+        d.rest.governor.throttled(to_error(429, -1003, "Too many requests", write=False))
+
+        async def left() -> bool:
+            return not await venue.held() and not await venue.held("ETHUSDT")
+
+        await until(left, "both are left", 20)
+        assert d.rest.calls - calls == 2, "the two exits; who goes on with cancels is banned"
+        d.rest.governor = governor
+        await until(lambda: d.gone() and d.gone("ETHUSDT"), "the slots are free", 15)
+        assert {trade.reason for trade in d.closed} == {"time limit"}
         await d.agree()
 
 

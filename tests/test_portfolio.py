@@ -159,8 +159,8 @@ def test_a_stop_is_looked_up_and_absence_counts_when_seen_twice() -> None:
     stop, _ = b.opened()
     asks = only(b.later(10.1), Ask)
     assert stop in [a.client_id for a in asks]
-    assert b.p.guards_seen(stop, None, (), b.ns, b.ms) == []
-    assert [a.role for a in only(b.p.guards_seen(stop, None, (), b.ns, b.ms), SendGuard)] == [Role.STOP]
+    assert b.p.guards_seen(stop, None, (), b.ns, b.ms, asked_ns=b.ns) == []
+    assert [a.role for a in only(b.p.guards_seen(stop, None, (), b.ns, b.ms, asked_ns=b.ns), SendGuard)] == [Role.STOP]
 
 
 def test_a_position_without_a_stop_is_flattened_at_the_naked_limit() -> None:
@@ -314,6 +314,38 @@ def test_a_guard_without_an_answer_is_sent_again_with_the_same_id() -> None:
     assert b.p.slots["BTCUSDT"].protected, "the first one stands"
 
 
+def test_that_a_stop_was_not_there_before_it_was_sent_again_says_nothing() -> None:
+    """A second stop would be refused, and what stands would be another than the slot knows."""
+    b = Bench()
+    entry = b.open()
+    stop = only(b.fill(entry, "1"), SendGuard)[0].client_id
+    b.ended(entry, "1")
+    b.p.unknown(stop, b.ns)
+    asked_ns = b.ns
+    assert not b.p.guards_seen(stop, None, (), b.ns, b.ms, asked_ns=asked_ns)
+    assert [a.client_id for a in only(b.later(0.5), SendGuard) if a.role is Role.STOP] == [stop]
+    for _ in range(3):
+        assert not b.p.guards_seen(stop, None, (), b.ns, b.ms, asked_ns=asked_ns), "asked before it was sent again"
+    b.ns += 1
+    assert not b.p.guards_seen(stop, None, (), b.ns, b.ms, asked_ns=b.ns), "once after it: queries lag"
+    assert [a.role for a in only(b.p.guards_seen(stop, None, (), b.ns, b.ms, asked_ns=b.ns), SendGuard)] == [Role.STOP]
+
+
+def test_another_guard_that_stood_before_ours_was_sent_again_is_not_taken_for_it() -> None:
+    b = Bench()
+    entry = b.open()
+    stop = only(b.fill(entry, "1"), SendGuard)[0].client_id
+    b.ended(entry, "1")
+    b.p.unknown(stop, b.ns)
+    asked_ns = b.ns
+    b.later(0.5)
+    theirs = AlgoUpdate("BTCUSDT", "web_1", 3, Side.SELL, "STOP_MARKET", OrderStatus.NEW, D(90), True, b.ms)
+    assert not b.p.guards_seen(stop, None, (theirs,), b.ns, b.ms, asked_ns=asked_ns) and not b.p.slots["BTCUSDT"].protected
+    ours = replace(theirs, client_id=stop)
+    b.p.guards_seen(stop, None, (theirs, ours), b.ns, b.ms, asked_ns=asked_ns)
+    assert b.p.slots["BTCUSDT"].protected, "but where it stood it stands"
+
+
 def test_somebody_elses_stop_protects_and_is_never_touched() -> None:
     b = Bench()
     entry = b.open()
@@ -323,7 +355,7 @@ def test_somebody_elses_stop_protects_and_is_never_touched() -> None:
     b.p.rejected(stop, -4130, "exists", b.ns, b.ms)
     assert not only(b.later(3), SendExit) and b.p.slots["BTCUSDT"].protected
     theirs = AlgoUpdate("BTCUSDT", "web_1", 3, Side.SELL, "STOP_MARKET", OrderStatus.NEW, D(90), True, b.ms)
-    b.p.guards_seen(stop, None, (theirs,), b.ns, b.ms)
+    b.p.guards_seen(stop, None, (theirs,), b.ns, b.ms, asked_ns=b.ns)
     assert b.p.slots["BTCUSDT"].protected and not only(b.later(5), SendExit)
     left = b.fill("web_2", "1", side=Side.SELL)
     assert [a.client_id for a in only(left, CancelGuard)] == [target]
@@ -338,7 +370,7 @@ def test_somebody_elses_stop_that_goes_is_replaced_by_ours() -> None:
     assert second is not None
     b.p.rejected(second.client_id, -4130, "exists", b.ns, b.ms)
     theirs = AlgoUpdate("BTCUSDT", "web_1", 3, Side.SELL, "STOP_MARKET", OrderStatus.NEW, D(90), True, b.ms)
-    b.p.guards_seen(second.client_id, None, (theirs,), b.ns, b.ms)
+    b.p.guards_seen(second.client_id, None, (theirs,), b.ns, b.ms, asked_ns=b.ns)
     assert [a.role for a in only(b.algo("web_1", OrderStatus.CANCELED), SendGuard)] == [Role.STOP]
 
 
@@ -389,7 +421,7 @@ def test_what_is_cancelled_is_cancelled_until_it_is_gone() -> None:
     b.fill(stop, "1", "98", side=Side.SELL)
     assert [a.client_id for a in only(b.later(1.6), CancelGuard)] == [target]
     assert [a.client_id for a in only(b.p.not_cancelled(target, b.ns), Ask)] == [target]
-    assert only(b.p.guards_seen(target, None, (), b.ns, b.ms), Closed)
+    assert only(b.p.guards_seen(target, None, (), b.ns, b.ms, asked_ns=b.ns), Closed)
 
 
 def test_what_is_left_of_a_symbol_when_its_slot_goes_is_somebody_elses() -> None:

@@ -415,6 +415,26 @@ async def test_a_reconciliation_that_fails_is_tried_again_and_latches_nothing(tm
         await d.agree()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("door", ["GET v1/userTrades", "GET v1/order", "GET v3/positionRisk"])
+async def test_a_start_to_which_the_venue_does_not_say_everything_looks_after_what_is_held(tmp_path: Path, door: str) -> None:
+    """One slow read is no reason to begin anew: positions are protected by then, and their stops and time limits go on."""
+    async with world() as venue:
+        async with daemon(venue, tmp_path) as first:
+            slot = await first.opened()
+            stop = slot.stop.client_id if slot.stop else ""
+            await first.kill()
+        await venue.client.good("DELETE", "v1/algoOrder", clientAlgoId=stop)
+        await venue.fault(door, "slow", count=4, delay_s=1.8)
+        async with restarted(venue, tmp_path) as d:
+            assert "reconciling" in d.trade.halted and not d.trade.latches
+            await until(d.protected, "open and protected")
+            await until(lambda: not d.trade.halted, "reconciled", 30)
+            await venue.move("BTCUSDT", 61_000)
+            await until(d.gone, "the slot is free")
+            await d.agree()
+
+
 async def test_a_start_that_the_venue_refuses_says_so(tmp_path: Path) -> None:
     async with world() as venue:
         await venue.fault("GET v3/account", "stale", count=100)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from src.error_handler import Retryable
-from src.venue.errors import to_error
+from src.venue.errors import is_throttle, to_error
 from src.venue.governor import WAITING_MAX, Governor, Limits, Priority
 
 
@@ -133,8 +133,11 @@ def test_after_a_429_only_the_placing_of_protection_goes_out() -> None:
     g.throttled(to_error(429, -1003, "Too many requests", write=False))
     assert g.take_now(0, Priority.PROTECT) is not None
     assert g.take_now(0, Priority.TRADE) is None and g.take_now(1, Priority.PROTECT) is None
+    assert g.only_protection
     g.throttled(to_error(418, -1003, "Way too many requests; IP banned until 50000.", write=False, retry_after_s=5.0))
-    assert g.take_now(0, Priority.PROTECT) is None
+    assert g.take_now(0, Priority.PROTECT) is None and not g.only_protection
+    now.ms = 60_000
+    assert not g.only_protection
 
 
 async def test_an_order_that_weighs_nothing_does_not_queue_behind_what_does() -> None:
@@ -199,6 +202,32 @@ def test_entries_leave_room_for_orders_that_reduce() -> None:
     assert [g.try_order(reducing=True) for _ in range(3)] == [True, True, False]
     now.ms = 10_000
     assert g.try_order(reducing=False)
+
+
+def test_orders_count_for_ten_seconds_and_a_minute_wherever_the_venues_windows_begin() -> None:
+    now = Now(9_900)
+    g = governor(now)
+    assert all(g.try_order(reducing=True) for _ in range(10))
+    now.ms = 10_100
+    assert not g.try_order(reducing=True), "they are younger than ten seconds"
+    now.ms = 19_900
+    assert all(g.try_order(reducing=True) for _ in range(10)) and not g.try_order(reducing=True)
+    now.ms = 60_100
+    assert not g.try_order(reducing=True), "20 within the minute"
+    now.ms = 69_900
+    assert all(g.try_order(reducing=True) for _ in range(10)) and not g.try_order(reducing=True)
+
+
+@pytest.mark.parametrize("status", [429, 400])
+def test_orders_wait_after_a_refusal_for_too_many_and_then_protection_is_tried_again(status: int) -> None:
+    now = Now(1_000)
+    g = governor(now)
+    error = to_error(status, -1015, "Too many new orders", write=True)
+    assert is_throttle(error)
+    g.throttled(error)
+    assert not g.try_order(reducing=True) and g.take_now(1) is not None
+    now.ms += 5_000
+    assert g.try_order(reducing=True)
 
 
 def test_order_counts_are_learnt_from_headers_and_from_the_refusal() -> None:

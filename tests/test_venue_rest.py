@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from src.clock import Clock, clock_at, real_clock
+from src.clock import Clock, clock_at, monotonic_ns, real_clock
 from src.error_handler import AegisError, Fatal, Rejected, Retryable, Unknown
 from src.venue.governor import Governor, Limits, Priority
 from src.venue.rest import Rest, clock_of, fetch_clock
@@ -137,6 +137,19 @@ async def test_a_read_does_not_sit_out_a_long_ban(venue: Venue, rest: Rest) -> N
     with pytest.raises(Retryable, match="takes no requests"):
         await rest.send("POST", "/fapi/v1/order", priority=Priority.PROTECT)
     assert len(venue.seen) == 1
+
+
+async def test_the_end_of_a_ban_is_told_in_market_time_and_waited_for_in_wall_time(venue: Venue) -> None:
+    """No Retry-After: a market that runs 60 times as fast is not banned 60 times as long."""
+    clock = Clock(1_796_000_000_000, monotonic_ns() - 600 * 1_000_000_000, 60.0)
+    rest = Rest(venue.url, clock=clock, governor=Governor(clock.unscaled_ms), credentials=Credentials("the-key", SECRET))
+    rest.offset_ms = 30_000
+    venue.script(says(418, {"code": -1003, "msg": f"IP banned until {rest.timestamp() + 120 * 60_000}."}))
+    with pytest.raises(Retryable) as caught:
+        await rest.get("/fapi/v1/x", weight=1)
+    assert caught.value.fields["retry_after_s"] == pytest.approx(120, abs=2)
+    assert rest.governor.blocked_s() == pytest.approx(120, abs=2)
+    await rest.close()
 
 
 async def test_a_refusal_of_a_read_is_not_tried_again(venue: Venue, rest: Rest) -> None:

@@ -21,6 +21,7 @@ from websockets.http11 import Request, Response
 
 from src.clock import real_clock
 from src.error_handler import AegisError, Fatal, Rejected, Retryable, Unknown
+from src.venue.errors import to_error
 from src.venue.governor import Governor, Limits
 from src.venue.signing import Credentials
 from src.venue.ws_api import WsApi
@@ -59,6 +60,7 @@ class Venue:
         self.arrived = asyncio.Event()
         self.renewed = asyncio.Event()
         self.refuse_handshake: HTTPStatus | None = None
+        self.handshakes = 0
         self.url = ""
 
     async def serve(self, ws: ServerConnection) -> None:
@@ -72,6 +74,7 @@ class Venue:
             await self.handler(self, ws, request)
 
     def handshake(self, _: ServerConnection, request: Request) -> Response | None:
+        self.handshakes += 1
         if self.refuse_handshake is None:
             return None
         return Response(self.refuse_handshake.value, "no", Headers({"Connection": "close", "Content-Length": "0"}), b"")
@@ -347,6 +350,24 @@ async def test_a_refused_handshake_is_a_fault_with_its_reaction(venue: Venue, st
     await api.ws.close()
 
 
+@pytest.mark.parametrize(("status", "blocked_s"), [(HTTPStatus.TOO_MANY_REQUESTS, 30), (HTTPStatus.IM_A_TEAPOT, 120)])
+async def test_a_handshake_that_is_refused_for_too_many_requests_is_repeated_when_requests_are_taken_again(
+    venue: Venue, status: HTTPStatus, blocked_s: float
+) -> None:
+    """It weighs too, and who goes on is banned."""
+    venue.refuse_handshake = status
+    governor = Governor(lambda: 30_000)
+    api = Api(venue.url, governor=governor)
+    api.ws.start()
+    await api.until(lambda: len(api.faults) >= 1)
+    assert governor.blocked_s() == blocked_s and governor.own_1m == 5
+    async with asyncio.timeout(5):
+        while status == HTTPStatus.TOO_MANY_REQUESTS and not governor.statistics()["waiting"]:
+            await asyncio.sleep(0.01)
+    assert venue.handshakes == 1
+    await api.ws.close()
+
+
 async def test_a_revoked_key_is_told_without_an_id_and_reaches_the_owner(venue: Venue, api: Api) -> None:
     await venue.sockets[0].send(json.dumps({"id": None, "status": 401, "error": {"code": -2015, "msg": "Invalid API-key"}}))
     await api.until(lambda: len(api.faults) == 1)
@@ -368,6 +389,29 @@ async def test_the_governor_refuses_before_anything_is_sent_and_learns_from_answ
     await api.ws.call("order.place", {**ORDER, "reduceOnly": "true"})
     await api.ws.call("algoOrder.place", {"symbol": "BTCUSDT", "closePosition": "true"})
     assert len(venue.seen) == 3
+    await api.ws.close()
+
+
+async def test_while_the_venue_takes_no_requests_it_is_not_dialled(venue: Venue) -> None:
+    governor = Governor(lambda: 30_000)
+    governor.throttled(to_error(418, -1003, "Way too many requests", write=False, retry_after_s=600.0))
+    api = Api(venue.url, governor=governor)
+    api.ws.start()
+    await api.until(lambda: len(api.faults) >= 1)
+    assert api.faults[0].fields["retry_after_s"] > 500 and venue.handshakes == 0
+    await api.ws.close()
+
+
+async def test_the_end_of_a_ban_in_an_answer_is_waited_for_in_wall_time(venue: Venue) -> None:
+    governor = Governor(lambda: 0)
+    until_ms = real_clock().market_ms() + 100_000
+    venue.handler = refuses(418, -1003, "Way too many requests", data={"serverTime": 1, "retryAfter": until_ms})
+    api = Api(venue.url, governor=governor)
+    api.ws.start()
+    await api.until(lambda: api.ws.is_up)
+    with pytest.raises(Retryable):
+        await api.ws.call("order.status", ORDER)
+    assert governor.blocked_s() == pytest.approx(100, abs=2)
     await api.ws.close()
 
 

@@ -5,8 +5,8 @@ socket. Invariants:
 
 * a write whose outcome is not certain is ``Unknown``: HTTP 408, 500, 502, 504, one kind of 503, an unreadable answer, a cut after the send;
 * codes that say "not executed" win over the status;
-* every error carries ``status`` and ``code`` in its fields, and where the venue names them ``retry_after_s`` and ``banned_until_ms``;
-  ``close_only=True`` marks a refusal to open that concerns one symbol.
+* every error carries ``status`` and ``code`` in its fields, and where the venue names them ``retry_after_s`` and ``banned_until_ms``
+  (by its own clock); ``close_only=True`` marks a refusal to open that concerns one symbol.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from enum import Enum
 
+from src.clock import Clock
 from src.error_handler import AegisError, Degraded, Fatal, Halt, Rejected, Retryable, Unknown
 
 
@@ -33,6 +34,7 @@ class Reaction(Enum):
 RETRY, REJECT, UNKNOWN, DEGRADE, HALT, FATAL, FINE = Reaction
 _CLASSES: dict[Reaction, type[AegisError]] = {RETRY: Retryable, REJECT: Rejected, UNKNOWN: Unknown, DEGRADE: Degraded, HALT: Halt,
                                               FATAL: Fatal, FINE: Rejected}
+TOO_MANY_REQUESTS, TOO_MANY_ORDERS = -1003, -1015
 CLOCK_SKEW = -1021
 NO_SUCH_ORDER = -2013
 CANCEL_REJECTED = -2011
@@ -172,6 +174,11 @@ def code_of(error: AegisError) -> int:
     return int(error.fields.get("code") or 0)
 
 
+def is_throttle(error: AegisError) -> bool:
+    """Too many requests or orders: the governor is to know, whatever the HTTP status is."""
+    return error.fields.get("status") in (418, 429) or code_of(error) in (TOO_MANY_REQUESTS, TOO_MANY_ORDERS)
+
+
 def to_error(status: int, code: int, msg: str, *, write: bool, retry_after_s: float | None = None) -> AegisError:
     """An answer that is not a success. ``write``: the request could have changed something. ``code`` 0: the body had none."""
     reaction, hint = _judge(status, code, msg.strip(), write)
@@ -188,6 +195,12 @@ def to_error(status: int, code: int, msg: str, *, write: bool, retry_after_s: fl
         fields["close_only"] = True
     said = " ".join(part for part in (f"{code}" if code else f"HTTP {status}", _short(msg)) if part)
     return _CLASSES[reaction](f"venue {said}: {hint}", **fields)
+
+
+def say_wait(error: AegisError, clock: Clock, offset_ms: int) -> None:
+    """The venue names a ban's end by its own clock (``offset_ms`` ahead of ours): in wall seconds from now it suits whoever waits."""
+    if "banned_until_ms" in error.fields:
+        error.fields.setdefault("retry_after_s", clock.wall_s_until(error.fields["banned_until_ms"] - offset_ms))
 
 
 def _judge(status: int, code: int, msg: str, write: bool) -> tuple[Reaction, str]:

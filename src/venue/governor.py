@@ -1,13 +1,15 @@
 """Request weight and order counts: how much may be sent, by whom first, and when again.
 
-The venue counts weight per address in fixed minutes of its own clock, and orders per account in fixed windows of ten seconds and a minute.
+The venue counts weight per address in fixed minutes of its own clock, and orders per account in ten seconds and a minute; whether these
+windows slide nobody says, so ours do.
 Invariants:
 
 * what protects a position comes before what trades, and that before data: each may fill the minute only up to its own ceiling;
 * the venue's word (``x-mbx-used-weight-1m``, 429, 418) outranks our count; nothing at all is sent while a ban (418) lasts, and after a 429
   only what protects and weighs nothing, which is the placing of stops and exits;
 * the waiting queue is bounded: the least important waits first in line to be refused, with ``Retryable``;
-* a request is counted when it is let through, whether or not an answer comes.
+* a request is counted when it is let through, whether or not an answer comes; of one that is not, the error says ``held_back``: the venue
+  has not been asked.
 
 Time is whatever ``window_ms`` shows, running at ``speed``: the venue's minutes. The local exchange counts in minutes of wall time from t0
 (``Clock.unscaled_ms``), which is the same as market time wherever that is not accelerated. Waiting is wall time.
@@ -17,14 +19,18 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from src.error_handler import AegisError, Retryable
+from src.venue.errors import TOO_MANY_ORDERS, code_of
 
 MINUTE_MS = 60_000
 TEN_SECONDS_MS = 10_000
+ORDERS_PAUSE_MS = 5_000
+"""After -1015, of which nobody says when it ends: half a window."""
 WAITING_MAX = 256
 
 
@@ -73,6 +79,26 @@ class Window:
             return False
         self._index, self.count = index, 0
         return True
+
+
+class Sliding:
+    """What was counted within the last ``span_ms``: enough wherever the venue's own windows begin, and if they slide."""
+
+    __slots__ = ("_span_ms", "_taken", "count")
+
+    def __init__(self, span_ms: int) -> None:
+        self._span_ms = span_ms
+        self._taken: deque[tuple[int, int]] = deque()
+        self.count = 0
+
+    def roll(self, now_ms: int) -> None:
+        """Forget what is too old."""
+        while self._taken and self._taken[0][0] <= now_ms - self._span_ms:
+            self.count -= self._taken.popleft()[1]
+
+    def add(self, count: int, now_ms: int) -> None:
+        self._taken.append((now_ms, count))
+        self.count += count
 
 
 @dataclass(slots=True)
@@ -127,7 +153,8 @@ class Governor:
         self._share = share
         self._limits = limits or Limits()
         self._budget = WeightBudget(self._limits.weight_1m, share, data_part, others)
-        self._orders = (Window(TEN_SECONDS_MS), Window(MINUTE_MS))
+        self._orders = (Sliding(TEN_SECONDS_MS), Sliding(MINUTE_MS))
+        self._full_until_ms = 0
         self._paused_until_ms = 0
         self._banned_until_ms = 0
         self._waiting: list[tuple[int, int, int, asyncio.Future[Ticket]]] = []
@@ -157,14 +184,14 @@ class Governor:
             return ticket
         if (wait_s := self._wait_s()) > wait_s_max:
             self.refused += 1
-            raise Retryable(f"the venue takes no requests for another {wait_s:.0f} s", retry_after_s=wait_s)
+            raise Retryable(f"the venue takes no requests for another {wait_s:.0f} s", retry_after_s=wait_s, held_back=True)
         future = self._enqueue(weight, priority)
         try:
             async with asyncio.timeout(wait_s_max):
                 return await future
         except TimeoutError:
             self.refused += 1
-            raise Retryable(f"no request weight left within {wait_s_max:g} s", retry_after_s=self._wait_s()) from None
+            raise Retryable(f"no request weight left within {wait_s_max:g} s", retry_after_s=self._wait_s(), held_back=True) from None
 
     def answered(self, ticket: Ticket, headers: Mapping[str, str]) -> None:
         """The answer to a request: learn the venue's own figures from it."""
@@ -185,8 +212,8 @@ class Governor:
     def throttled(self, error: AegisError) -> None:
         """The venue said 429 or 418: nothing goes out before the time it named, or before the next window."""
         now_ms = self._window_ms()
-        if error.fields.get("code") == -1015:
-            self._learn_orders(self._limits.orders_10s, 0, now_ms)
+        if code_of(error) == TOO_MANY_ORDERS:
+            self._full_until_ms = now_ms + ORDERS_PAUSE_MS
             return
         until = error.fields.get("banned_until_ms", (now_ms // MINUTE_MS + 1) * MINUTE_MS)
         if (after_s := error.fields.get("retry_after_s")) is not None:
@@ -206,24 +233,33 @@ class Governor:
         """Wall seconds until a pause (429) or ban (418) ends; 0 without one."""
         return max(0.0, (self._paused_until_ms - self._window_ms()) / 1000.0 / self._speed)
 
+    @property
+    def only_protection(self) -> bool:
+        """Whether nothing is let through for now but what protects and weighs nothing."""
+        now_ms = self._window_ms()
+        return self._open(0, Priority.PROTECT, now_ms) and not self._open(1, Priority.PROTECT, now_ms)
+
     # -- orders ----------------------------------------------------------------------------------------------------------------------
 
     def try_order(self, *, reducing: bool, count: int = 1) -> bool:
         """Count ``count`` placements if the windows have room. Entries use our share only, so that what reduces always has some left."""
         now_ms = self._window_ms()
+        if now_ms < self._full_until_ms:
+            return False
         part = 1.0 if reducing else self._share
         for window, limit in zip(self._orders, (self._limits.orders_10s, self._limits.orders_1m), strict=True):
             window.roll(now_ms)
             if window.count + count > limit * part:
                 return False
         for window in self._orders:
-            window.count += count
+            window.add(count, now_ms)
         return True
 
     def _learn_orders(self, count_10s: int, count_1m: int, now_ms: int) -> None:
         for window, count in zip(self._orders, (count_10s, count_1m), strict=True):
             window.roll(now_ms)
-            window.count = max(window.count, count)
+            if count > window.count:  # by another program, or by us before a restart
+                window.add(count - window.count, now_ms)
 
     # -- waiting ---------------------------------------------------------------------------------------------------------------------
 
@@ -256,7 +292,7 @@ class Governor:
         """Make room for a more important request, or refuse the new one."""
         least = max(self._waiting)
         self.refused += 1
-        error = Retryable(f"{WAITING_MAX} requests are waiting already", retry_after_s=self._wait_s())
+        error = Retryable(f"{WAITING_MAX} requests are waiting already", retry_after_s=self._wait_s(), held_back=True)
         if least[0] <= priority:
             raise error
         self._waiting.remove(least)

@@ -23,7 +23,7 @@ from yarl import URL
 from src.clock import MS, Clock, monotonic_ns, unseeded
 from src.config import proxy_for, tls_for
 from src.error_handler import AegisError, Fatal, Retryable
-from src.venue.errors import CLOCK_SKEW, code_of, from_transport, header_s, to_error
+from src.venue.errors import CLOCK_SKEW, code_of, from_transport, header_s, is_throttle, say_wait, to_error
 from src.venue.governor import Governor, Priority, Ticket
 from src.venue.orders import reduces
 from src.venue.signing import Credentials, Params, encode_query
@@ -113,7 +113,7 @@ class Rest:
         assert method in ("POST", "PUT", "DELETE"), method
         request = _Request(method, path, _pairs(params), signed, True, weight, timeout_s, recv_window_ms, priority, decode)
         if method == "POST" and path in _PLACES and not self.governor.try_order(reducing=reduces(dict(request.params))):
-            raise Retryable("too many orders in this window: it was not sent", status=0, code=0, sent=False)
+            raise Retryable("too many orders in this window: it was not sent", status=0, code=0, sent=False, held_back=True)
         try:
             return await self._once(request, wait_s=0.0 if now_or_never else timeout_s)
         except Retryable as error:
@@ -148,7 +148,8 @@ class Rest:
         except AegisError as error:
             name = type(error).__name__
             self.failures[name] = self.failures.get(name, 0) + 1
-            if error.fields.get("status") in (418, 429):
+            if is_throttle(error):
+                say_wait(error, self._clock, self.offset_ms)
                 self.governor.throttled(error)
             raise
 

@@ -8,6 +8,7 @@ Invariants:
   a write ends ``Unknown``, a read ``Retryable``;
 * every call ends: by its answer, its time-out or the loss of its connection. What arrives later is counted, and told to ``on_late``;
 * the connection is renewed before the venue's 24 h cut: a new one first, then the old one ends once its calls have;
+* dialling weighs too: it waits for leave of the governor, and where it is refused for too many requests, everybody waits;
 * server pings are answered, and a peer that is silent is pinged; one that stays silent is dropped.
 
 With an Ed25519 key the session logs on once, and calls then need no signature.
@@ -26,7 +27,7 @@ import picows
 from src.clock import Clock, monotonic_ns, unseeded
 from src.config import proxy_for, tls_for
 from src.error_handler import AegisError, Retryable, Unknown, lifecycle, warn
-from src.venue.errors import from_transport, to_error
+from src.venue.errors import from_transport, is_throttle, say_wait, to_error
 from src.venue.governor import Governor, Priority
 from src.venue.orders import reduces
 from src.venue.signing import Credentials
@@ -35,6 +36,7 @@ IN_FLIGHT_MAX = 512
 FRAME_MAX = 4 * 1024 * 1024
 LATE_MAX = 1024
 LIFETIME_S = 23 * 3600.0
+HANDSHAKE_WEIGHT = 5
 CONNECT_S = 10.0
 PING_IDLE_S = 15.0
 PONG_WITHIN_S = 10.0
@@ -246,10 +248,10 @@ class WsApi:
         adding = method in _PLACES and not reduces(params)
         ticket = governor.take_now(weight, Priority.TRADE if adding else Priority.PROTECT)
         if ticket is None:
-            raise Retryable(f"no request weight left: {method} was not sent", status=0, code=0, sent=False)
+            raise Retryable(f"no request weight left: {method} was not sent", status=0, code=0, sent=False, held_back=True)
         governor.answered(ticket, {})  # these answers bring their figures along, if at all
         if method in _PLACES and not governor.try_order(reducing=not adding):
-            raise Retryable(f"too many orders in this window: {method} was not sent", status=0, code=0, sent=False)
+            raise Retryable(f"too many orders in this window: {method} was not sent", status=0, code=0, sent=False, held_back=True)
 
     def _send(self, connection: _Connection, method: str, write: bool, params: Mapping[str, Any], timeout_s: float,
               recv_window_ms: int) -> asyncio.Future[Result]:
@@ -308,8 +310,14 @@ class WsApi:
         refusal = answer.error or _Refusal()
         error = to_error(answer.status, refusal.code, refusal.msg, write=write)
         if refusal.data is not None and refusal.data.retryAfter is not None:
+            error.fields.pop("retry_after_s", None)
             error.fields["banned_until_ms"] = refusal.data.retryAfter
-        if self._governor is not None and answer.status in (418, 429):
+        return self._throttled(error)
+
+    def _throttled(self, error: AegisError) -> AegisError:
+        """Where it is about too many requests, nobody of this process goes on sending."""
+        say_wait(error, self._clock, self._offset_ms())
+        if self._governor is not None and is_throttle(error):
             self._governor.throttled(error)
         return error
 
@@ -360,6 +368,8 @@ class WsApi:
 
     async def _connect(self) -> _Connection:
         """A connection that is open and, with an Ed25519 key, logged on."""
+        if self._governor is not None:
+            self._governor.answered(await self._governor.acquire(HANDSHAKE_WEIGHT, Priority.PROTECT), {})
         try:
             async with asyncio.timeout(CONNECT_S):
                 _, listener = await picows.ws_connect(
@@ -372,7 +382,7 @@ class WsApi:
             status = int(error.response.status) if error.response is not None else 0
             if not status:
                 raise from_transport(error, sent=False, write=False) from error
-            raise to_error(status, 0, (error.raw_body or b"").decode("utf-8", "replace"), write=False) from error
+            raise self._throttled(to_error(status, 0, (error.raw_body or b"").decode("utf-8", "replace"), write=False)) from error
         except (OSError, TimeoutError, picows.WSError) as error:
             raise from_transport(error, sent=False, write=False) from error
         connection: _Connection = listener  # type: ignore[assignment]
