@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,6 +27,9 @@ DAY_MS = 86_400_000
 BLOCK_BYTES = 8 * 1024 * 1024
 CARRIED_ROWS = 4_096
 """How far rows may stand from their place in a file that is not perfectly sorted."""
+HEADER_BYTES_MAX = 4_096
+STRAY_MS = DAY_MS
+"""How far beyond its period a file's rows may lie."""
 MICROSECONDS_FROM = 10**14
 MONTHLY_ONLY = ("fundingRate",)
 
@@ -35,6 +39,8 @@ _POSITIONS = {
     "markPriceKlines": _KLINE, "fundingRate": "calc_time funding_interval_hours last_funding_rate",
 }  # fmt: skip
 """Columns of files without a header."""
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, pa.ArrowException)
+"""What reading a damaged zip raises; RuntimeError where it is encrypted, or of a method that we do not have."""
 _THEIRS: dict[str, tuple[str, ...]] = {
     "agg_id": ("agg_trade_id",), "qty": ("quantity",), "first_id": ("first_trade_id",), "last_id": ("last_trade_id",), "trades": ("count",),
     "quote_volume": ("quote_asset_volume",), "taker_buy_volume": ("taker_buy_base_asset_volume",),
@@ -109,7 +115,7 @@ def rows_of(file: Path, series: Series) -> Iterator[Table]:
                 raise ValueError(f"{file.name} holds {len(names)} files, and should hold one")
             with outer.open(names[0]) as inner:
                 yield from _in_order(_parsed(io.BufferedReader(cast(Any, inner)), series.kind), kind)
-    except (zipfile.BadZipFile, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{file.name}: {(str(error).splitlines() or [type(error).__name__])[0][:160]}") from error
 
 
@@ -120,7 +126,7 @@ def _parsed(text: io.BufferedReader, kind: str) -> Iterator[Table]:
     if begin.isdigit():
         names = _POSITIONS[kind].split()
     else:
-        names = [name.strip().strip('"') for name in text.readline().decode("ascii", "replace").split(",")]
+        names = [name.strip().strip('"') for name in text.readline(HEADER_BYTES_MAX).decode("ascii", "replace").split(",")]
     wanted: dict[Any, str] = {column: _found(column.name, names) for column in KINDS[kind].schema}
     if not text.peek(1):
         return
@@ -138,7 +144,7 @@ def _found(ours: str, names: Sequence[str]) -> str:
     for name in (ours, *_THEIRS.get(ours, ())):
         if name in names:
             return name
-    raise ValueError(f"there is no column {ours} among {', '.join(names)[:160]}")
+    raise ValueError(f"there is no column {ours} among {', '.join(names)[:160]!r}")
 
 
 def _in_ms(column: pa.Array) -> pa.Array:

@@ -8,6 +8,7 @@ import re
 import signal
 import ssl
 import sys
+import tracemalloc
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -264,6 +265,45 @@ def test_a_file_of_another_shape_is_refused_by_name(tmp_path: Path, lines: list[
     path.write_bytes(zipped(file, lines))
     with pytest.raises(ValueError, match=why):
         list(rows_of(path, TRADES))
+
+
+def damaged(body: bytes, place: int, value: int, *, central: int) -> bytes:
+    """The same zip with two bytes of its local header changed, and in its central directory."""
+    found = bytearray(body)
+    at = found.find(b"PK\x01\x02") + central
+    found[place:place + 2] = found[at:at + 2] = value.to_bytes(2, "little")
+    return bytes(found)
+
+
+FILE = ArchiveFile(TRADES, "2025-01-31")
+SOUND = zipped(FILE, lines_of(FILE))
+BODY_AT = 30 + len(FILE.name)
+BROKEN_ZIPS = {
+    "a broken stream": SOUND[:BODY_AT] + b"\xff" * 40 + SOUND[BODY_AT + 40:],
+    "encrypted": damaged(SOUND, 6, 1, central=8),
+    "of an unknown method": damaged(SOUND, 8, 99, central=10),
+    "of a later version": damaged(SOUND, 4, 99, central=6),
+    "cut off": SOUND[:-30],
+}
+
+
+@pytest.mark.parametrize("body", BROKEN_ZIPS.values(), ids=BROKEN_ZIPS.keys())
+def test_a_zip_that_cannot_be_read_is_refused(tmp_path: Path, body: bytes) -> None:
+    (tmp_path / FILE.name).write_bytes(body)
+    with pytest.raises(ValueError, match=FILE.name):
+        list(rows_of(tmp_path / FILE.name, TRADES))
+
+
+def test_a_line_without_an_end_is_not_taken_into_memory(tmp_path: Path) -> None:
+    for begin in (b"a,", b"\0\0", b"1,"):
+        with zipfile.ZipFile(tmp_path / FILE.name, "w", zipfile.ZIP_DEFLATED) as outer:
+            outer.writestr("x.csv", begin * (64 << 20))
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=r"no column|straddling"):
+            list(rows_of(tmp_path / FILE.name, TRADES))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 64 << 20, begin
 
 
 def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
