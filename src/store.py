@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from src.config import INTERVALS_MS
 from src.error_handler import Fatal
-from src.interleave import Chunk, interleaved, whole_numbers
+from src.interleave import Chunk, interleaved, read_group, whole_numbers
 
 SCHEMA_VERSION = 1
 TRADES_GROUP, CANDLES_GROUP = 32_768, 8_192
@@ -182,7 +182,7 @@ class Store:
         if self.path(series, month).exists():
             with self._open(series, month) as file:
                 for number in range(file.num_row_groups):
-                    yield file.read_row_group(number)
+                    yield read_group(file, number, self.path(series, month))
 
     # writing
 
@@ -238,7 +238,8 @@ class Store:
             first, after = month_bounds(month)
             if first < to_ms and after > from_ms:
                 with contextlib.ExitStack() as stack:
-                    files = [(i, stack.enter_context(self._open(one, month))) for i, one in enumerate(series) if self.path(one, month).exists()]
+                    paths = [(i, self.path(one, month)) for i, one in enumerate(series)]
+                    files = [(i, path, stack.enter_context(self._open(series[i], month))) for i, path in paths if path.exists()]
                     yield from interleaved(files, kind.time, wanted, (from_ms, to_ms), rows)
 
     def gaps(self, series: Series, from_ms: int = 0, to_ms: int = LATEST_MS) -> Iterator[Gap]:

@@ -175,6 +175,19 @@ def test_a_newer_schema_and_a_damaged_file_are_named(tmp_path: Path) -> None:
             attempt()
 
 
+def test_a_month_whose_rows_are_damaged_is_named_whether_it_is_read_or_appended_to(tmp_path: Path) -> None:
+    store, n = Store(tmp_path), 40_000
+    store.append(TRADES, [trades(MAY + np.arange(n), np.arange(n), np.arange(n) + 1.0)])
+    path = store.path(TRADES, "2025-05")
+    body = bytearray(path.read_bytes())
+    body[20_000:20_200] = np.random.default_rng(1).bytes(200)
+    path.write_bytes(body)
+    for attempt in (lambda: read(store), lambda: store.append(TRADES, [trades([MAY], [n])])):
+        with pytest.raises(Fatal, match=r"BTCUSDT/2025-05\.parquet is damaged .*: delete it and download that month again"):
+            attempt()
+    assert path.read_bytes() == body and len(list(path.parent.iterdir())) == 1
+
+
 def foreign(path: Path, said: Any) -> None:
     pq.write_table(pq.read_table(path).replace_schema_metadata({b"aegis": said} if said else None), path)
 
