@@ -184,8 +184,8 @@ class FramesMarket:
         except ValueError:
             start_ms = -1
         if not self.start_ms <= start_ms < (self.end_ms or 0):
-            span = f"{iso(self.start_ms)[:19]} and {iso(self.end_ms or 0)[:19]}"
-            raise Fatal(f"SIM_START={start!r} must be a time in UTC between {span}, where the frames lie", setting="SIM_START", value=start)
+            span = f"from {iso(self.start_ms)[:19]} and before {iso(self.end_ms or 0)[:19]}"
+            raise Fatal(f"SIM_START={start!r} must be a time in UTC {span}, where the frames lie", setting="SIM_START", value=start)
         return start_ms
 
     # ------------------------------------------------------------------ the market
