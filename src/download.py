@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import groupby
@@ -269,18 +269,17 @@ class Downloader:
     async def _month(self, files: list[ArchiveFile]) -> None:
         async with self._months:
             known = await asyncio.to_thread(self._store.sources, files[0].series, files[0].month)
-            wanted = [file for file in files if not file.is_in(known)]
-            for file in files:
-                if file not in wanted:
-                    self.summary.stored_before += 1
-                    self._progress.done(file, "stored before")
-            found = await self._fetch_all(wanted)
+            found = await self._fetch_all(files, known)
             if found:
                 async with self._storing:
                     await self._in_thread(sorted(found))
 
-    async def _fetch(self, file: ArchiveFile) -> list[Verified]:
+    async def _fetch(self, file: ArchiveFile, known: Mapping[str, str]) -> list[Verified]:
         """The file, or for a month that the archive has not put together its days; empty where that ends in a line of the summary."""
+        if file.is_in(known):
+            self.summary.stored_before += 1
+            self._progress.done(file, "stored before")
+            return []
         try:
             found = await self._fetcher.fetch(file)
         except Refused as error:
@@ -296,13 +295,14 @@ class Downloader:
         days = [day for day in file.days() if parse_utc(day.period) < _today_ms()] if file.is_month else []
         self._progress.done(file, "no monthly file, asking for its days" if days else "not in the archive", notable=not days)
         self._progress.expect(len(days))
-        fetched = await self._fetch_all(days)
+        fetched = await self._fetch_all(days, known)
         self._list_missing(file, days)
         return fetched
 
-    async def _fetch_all(self, files: Sequence[ArchiveFile]) -> list[Verified]:
+    async def _fetch_all(self, files: Sequence[ArchiveFile], known: Mapping[str, str]) -> list[Verified]:
+        """``known``: what the month is made of already."""
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._fetch(file)) for file in files]
+            tasks = [group.create_task(self._fetch(file, known)) for file in files]
         return [one for task in tasks for one in task.result()]
 
     def _list_missing(self, file: ArchiveFile, days: Sequence[ArchiveFile]) -> None:

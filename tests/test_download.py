@@ -398,6 +398,20 @@ async def test_a_month_that_is_not_put_together_yet_is_had_by_its_days(tmp_path:
     assert stored(tmp_path, TRADES, "agg_id") == hours("2025-02-01", "2025-03-01")
 
 
+async def test_days_of_such_a_month_are_not_fetched_again_while_it_is_not_put_together(tmp_path: Path) -> None:
+    async with archive() as a:
+        days = files_for(TRADES, parse_utc("2025-02-01"), parse_utc("2025-02-11"))
+        a.add(*days[:9])
+        asked = options(tmp_path, a.url, first="2025-02-01", after="2025-03-01")
+        await download(asked, quiet)
+        zips = a.zips()
+        a.add(days[9])
+        summary = await download(asked, quiet)
+        assert a.zips() - zips == 1 + 19  # the day, and for the month and the days that are not there a HEAD each
+    assert (summary.fetched, summary.stored_before, len(summary.missing)) == (1, 9, 18)
+    assert stored(tmp_path, TRADES, "agg_id") == hours("2025-02-01", "2025-02-11")
+
+
 async def test_what_the_archive_does_not_have_is_listed_and_stops_nothing(tmp_path: Path) -> None:
     nobody = Series("aggTrades", "NOBODYUSDT")
     async with archive() as a:
