@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 
-from src.clock import utc_day
+from src.clock import iso, parse_utc, utc_day
 from src.interleave import whole_numbers
 from src.store import KINDS, Kind, Series, Table, month_bounds, month_of
 
@@ -26,6 +27,9 @@ DAY_MS = 86_400_000
 BLOCK_BYTES = 8 * 1024 * 1024
 CARRIED_ROWS = 4_096
 """How far rows may stand from their place in a file that is not perfectly sorted."""
+HEADER_BYTES_MAX = 4_096
+STRAY_MS = DAY_MS
+"""How far beyond its period a file's rows may lie."""
 MICROSECONDS_FROM = 10**14
 MONTHLY_ONLY = ("fundingRate",)
 
@@ -35,6 +39,8 @@ _POSITIONS = {
     "markPriceKlines": _KLINE, "fundingRate": "calc_time funding_interval_hours last_funding_rate",
 }  # fmt: skip
 """Columns of files without a header."""
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, pa.ArrowException)
+"""What reading a damaged zip raises; RuntimeError where it is encrypted, or of a method that we do not have."""
 _THEIRS: dict[str, tuple[str, ...]] = {
     "agg_id": ("agg_trade_id",), "qty": ("quantity",), "first_id": ("first_trade_id",), "last_id": ("last_trade_id",), "trades": ("count",),
     "quote_volume": ("quote_asset_volume",), "taker_buy_volume": ("taker_buy_base_asset_volume",),
@@ -59,6 +65,13 @@ class ArchiveFile:
         """Below the archive's root."""
         folder = "/".join(filter(None, (self.series.kind, self.series.symbol, self.series.interval)))
         return f"data/futures/um/{'monthly' if self.is_month else 'daily'}/{folder}/{self.name}"
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Its first millisecond, and the one after its last."""
+        if self.is_month:
+            return month_bounds(self.month)
+        return parse_utc(self.period), parse_utc(self.period) + DAY_MS
 
     @property
     def month(self) -> str:
@@ -109,8 +122,23 @@ def rows_of(file: Path, series: Series) -> Iterator[Table]:
                 raise ValueError(f"{file.name} holds {len(names)} files, and should hold one")
             with outer.open(names[0]) as inner:
                 yield from _in_order(_parsed(io.BufferedReader(cast(Any, inner)), series.kind), kind)
-    except (zipfile.BadZipFile, pa.ArrowException) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{file.name}: {(str(error).splitlines() or [type(error).__name__])[0][:160]}") from error
+
+
+def check_period(table: Table, file: ArchiveFile) -> None:
+    """ValueError: the rows, which are sorted, are of another time than the file's."""
+    (first, after), times = file.span, whole_numbers(table.column(KINDS[file.series.kind].time))
+    for ms in (times[0], times[-1]) if len(times) else ():
+        if not first - STRAY_MS <= ms < after + STRAY_MS:
+            raise ValueError(f"it holds rows of {_day(int(ms))}, and should hold those of {file.period}")
+
+
+def _day(ms: int) -> str:
+    try:
+        return iso(ms)[:10]
+    except (ValueError, OverflowError):  # no year of ours
+        return f"{ms} ms"
 
 
 def _parsed(text: io.BufferedReader, kind: str) -> Iterator[Table]:
@@ -120,25 +148,38 @@ def _parsed(text: io.BufferedReader, kind: str) -> Iterator[Table]:
     if begin.isdigit():
         names = _POSITIONS[kind].split()
     else:
-        names = [name.strip().strip('"') for name in text.readline().decode("ascii", "replace").split(",")]
+        names = [name.strip().strip('"') for name in text.readline(HEADER_BYTES_MAX).decode("ascii", "replace").split(",")]
     wanted: dict[Any, str] = {column: _found(column.name, names) for column in KINDS[kind].schema}
-    if not text.peek(1):
-        return
     types = {theirs: pa.int64() if pa.types.is_timestamp(column.type) else column.type for column, theirs in wanted.items()}
-    blocks = csv.open_csv(
-        text, csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES),
-        convert_options=csv.ConvertOptions(column_types=types, include_columns=list(types), true_values=["true", "True"],
-                                           false_values=["false", "False"]))  # fmt: skip
-    for block in blocks:
+    reading = csv.ReadOptions(column_names=names)
+    converting = csv.ConvertOptions(column_types=types, include_columns=list(types), true_values=["true", "True"], false_values=["false", "False"])
+    for lines in _blocks(text):
+        block = csv.read_csv(pa.BufferReader(lines), reading, convert_options=converting)
         columns = [_in_ms(block.column(theirs)) if pa.types.is_timestamp(column.type) else block.column(theirs) for column, theirs in wanted.items()]
         yield pa.table(columns, KINDS[kind].schema)
+
+
+def _blocks(text: io.BufferedReader) -> Iterator[bytes]:
+    """Whole lines, about ``BLOCK_BYTES`` at a time. Arrow gets bytes and not the file: threads of its reader outlive an error, and go on to read
+    what is closed by then."""
+    rest = b""
+    while piece := text.read(BLOCK_BYTES):
+        rest += piece
+        end = rest.rfind(b"\n") + 1
+        if not end and len(rest) > BLOCK_BYTES:
+            raise ValueError(f"a line is longer than {BLOCK_BYTES} bytes")
+        lines, rest = rest[:end], rest[end:]
+        if lines and not lines.isspace():
+            yield lines
+    if rest:
+        yield rest
 
 
 def _found(ours: str, names: Sequence[str]) -> str:
     for name in (ours, *_THEIRS.get(ours, ())):
         if name in names:
             return name
-    raise ValueError(f"there is no column {ours} among {', '.join(names)[:160]}")
+    raise ValueError(f"there is no column {ours} among {', '.join(names)[:160]!r}")
 
 
 def _in_ms(column: pa.Array) -> pa.Array:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from src.error_handler import Fatal
-from src.recordings import files_in, messages, trades_of
+from src.recordings import files_in, messages, rows_in, trades_of
 from src.store import PLAYED, read_description
 
 ACCEPTED = """\
@@ -178,10 +178,14 @@ def _are_frames(files: Sequence[Path]) -> bool:
 
 def _load_frames(files: Sequence[Path], symbols: Sequence[str], asked: _Asked) -> tuple[dict[str, list[Candles]], dict[str, list[TradeRows]]]:
     """The aggregate trades that the Feed has received."""
-    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    try:
+        rows = sum(map(rows_in, files))
+        found = trades_of(files, symbols) if rows <= ROWS_MAX else {}
+    except Fatal as error:
+        asked.refuse(str(error))
     if rows > ROWS_MAX:
         asked.refuse(f"it holds {rows:,} frames, and at most {ROWS_MAX:,} can be played; choose fewer files")
-    return {}, {symbol: [_trades(table, f"the frames of {symbol}", asked)] for symbol, table in trades_of(files, symbols).items()}
+    return {}, {symbol: [_trades(table, f"the frames of {symbol}", asked)] for symbol, table in found.items()}
 
 
 def _files(path: str, symbols: Sequence[str], asked: _Asked) -> list[Path]:

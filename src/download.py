@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import groupby
@@ -28,13 +28,15 @@ from typing import NoReturn
 import aiohttp
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from src.archive import DAY_MS, ArchiveFile, files_for, rows_of
+from src.archive import DAY_MS, ArchiveFile, check_period, files_for, rows_of
 from src.clock import epoch_ms, iso, parse_utc, unseeded
 from src.config import INTERVALS_MS, load, network_environment, proxy_for, tls_for
 from src.error_handler import Retryable
 from src.store import KINDS, Series, Store, Table
 
 BASE_URL = "https://data.binance.vision"
+FIRST_DAY = "2019-09-01"
+"""Nothing of USDⓈ-M futures is older."""
 JOBS_MAX = 16
 CHUNK_BYTES = 256 * 1024
 CHECKSUM_BYTES_MAX = 1_024
@@ -195,9 +197,11 @@ class Fetcher:
                 async with self._session.head(url) as zipped:
                     if zipped.status == 200:
                         raise Refused("the archive has no checksum of it")
+                    with contextlib.suppress(Refused):
+                        _check_status(zipped.status)
                     return None
             _check_status(answer.status)
-            text = (await answer.content.read(CHECKSUM_BYTES_MAX)).decode("ascii", "replace").split()
+            text = (await _start_of(answer, CHECKSUM_BYTES_MAX)).decode("ascii", "replace").split()
         if len(text) != 2 or not re.fullmatch(r"[0-9a-fA-F]{64}", text[0]) or text[1].lstrip("*") != file.name:
             raise _Again(f"its checksum file does not read <sha256>  {file.name}")
         return text[0].lower()
@@ -214,6 +218,14 @@ class Fetcher:
                     size += len(piece)
                     self._progress.received(len(piece))
         return size, digest.hexdigest()
+
+
+async def _start_of(answer: aiohttp.ClientResponse, size: int) -> bytes:
+    """The whole answer where it is not longer, in however many pieces it comes."""
+    found = b""
+    while len(found) < size and (piece := await answer.content.read(size - len(found))):
+        found += piece
+    return found
 
 
 def _check_status(status: int) -> None:
@@ -257,18 +269,17 @@ class Downloader:
     async def _month(self, files: list[ArchiveFile]) -> None:
         async with self._months:
             known = await asyncio.to_thread(self._store.sources, files[0].series, files[0].month)
-            wanted = [file for file in files if not file.is_in(known)]
-            for file in files:
-                if file not in wanted:
-                    self.summary.stored_before += 1
-                    self._progress.done(file, "stored before")
-            found = await self._fetch_all(wanted)
+            found = await self._fetch_all(files, known)
             if found:
                 async with self._storing:
                     await self._in_thread(sorted(found))
 
-    async def _fetch(self, file: ArchiveFile) -> list[Verified]:
+    async def _fetch(self, file: ArchiveFile, known: Mapping[str, str]) -> list[Verified]:
         """The file, or for a month that the archive has not put together its days; empty where that ends in a line of the summary."""
+        if file.is_in(known):
+            self.summary.stored_before += 1
+            self._progress.done(file, "stored before")
+            return []
         try:
             found = await self._fetcher.fetch(file)
         except Refused as error:
@@ -284,13 +295,14 @@ class Downloader:
         days = [day for day in file.days() if parse_utc(day.period) < _today_ms()] if file.is_month else []
         self._progress.done(file, "no monthly file, asking for its days" if days else "not in the archive", notable=not days)
         self._progress.expect(len(days))
-        fetched = await self._fetch_all(days)
+        fetched = await self._fetch_all(days, known)
         self._list_missing(file, days)
         return fetched
 
-    async def _fetch_all(self, files: Sequence[ArchiveFile]) -> list[Verified]:
+    async def _fetch_all(self, files: Sequence[ArchiveFile], known: Mapping[str, str]) -> list[Verified]:
+        """``known``: what the month is made of already."""
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._fetch(file)) for file in files]
+            tasks = [group.create_task(self._fetch(file, known)) for file in files]
         return [one for task in tasks for one in task.result()]
 
     def _list_missing(self, file: ArchiveFile, days: Sequence[ArchiveFile]) -> None:
@@ -334,6 +346,7 @@ class Downloader:
             for table in rows_of(one.path, one.file.series):
                 if self._stop.is_set():
                     raise Retryable("stopped")
+                check_period(table, one.file)
                 yield table
 
 
@@ -385,8 +398,16 @@ class _Parser(argparse.ArgumentParser):
 def _day(text: str) -> int:
     if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
         with contextlib.suppress(ValueError):
-            return parse_utc(text)
+            if text >= FIRST_DAY:
+                return parse_utc(text)
+            raise argparse.ArgumentTypeError(f"{text!r} lies before the archive's first day, {FIRST_DAY}")
     raise argparse.ArgumentTypeError(f"{text!r} is not a day such as 2025-01-31")
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("no folder is named")
+    return Path(text).expanduser()
 
 
 def _jobs(text: str) -> int:
@@ -417,7 +438,7 @@ def options_of(argv: Sequence[str], default_into: Callable[[], Path]) -> Options
     parser.add_argument("--to", type=_day, required=True, dest="after", help="the day after the last")
     parser.add_argument("--kind", choices=tuple(KINDS), required=True)
     parser.add_argument("--interval", choices=INTERVALS, help="of klines and markPriceKlines (default 1m)")
-    parser.add_argument("--into", type=Path, help="the store's folder (default DATA_DIR/market)")
+    parser.add_argument("--into", type=_folder, help="the store's folder (default DATA_DIR/market)")
     parser.add_argument("--jobs", type=_jobs, default=4, help=f"requests at once, 1 to {JOBS_MAX} (default 4)")
     parser.add_argument("--base-url", type=_url, default=BASE_URL, help=f"where the archive is (default {BASE_URL})")
     given = parser.parse_args(argv)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ class _Group:
 
     first_ms: int
     series: int
+    path: Path
     file: Any
     number: int
 
@@ -89,10 +91,10 @@ class _Held:
             self._start = 0
 
 
-def interleaved(files: Sequence[tuple[int, Any]], time: str, columns: Sequence[str], span: tuple[int, int], rows: int) -> Iterator[Chunk]:
-    """Chunks of about ``rows`` with span[0] ≤ time < span[1]. ``files``: (index of the series, ``pyarrow.parquet.ParquetFile``), at most one
-    each, sorted by the timestamp column ``time``; ``columns``: those that are wanted, ``time`` among them. Fatal: a file is damaged."""
-    groups = sorted((group for series, file in files for group in _groups(series, file, time, span)), key=lambda group: group.first_ms)
+def interleaved(files: Sequence[tuple[int, Path, Any]], time: str, columns: Sequence[str], span: tuple[int, int], rows: int) -> Iterator[Chunk]:
+    """Chunks of about ``rows`` with span[0] ≤ time < span[1]. ``files``: (index of the series, where, ``pyarrow.parquet.ParquetFile``), at
+    most one each, sorted by the timestamp column ``time``; ``columns``: those that are wanted, ``time`` among them. Fatal: a file is damaged."""
+    groups = sorted((group for file in files for group in _groups(*file, time, span)), key=lambda group: group.first_ms)
     held = {series: _Held(time) for series in sorted({group.series for group in groups})}
     waiting = 0
     for group, found, next_ms in _decoded(groups, time, columns, span):
@@ -120,13 +122,13 @@ def _cuts(held: Mapping[int, _Held], until_ms: int, rows: int) -> Iterator[int]:
         yield min(until_ms, max(held[busiest].time_at(share), held[busiest].time_at(0) + 1))
 
 
-def _groups(series: int, file: Any, time: str, span: tuple[int, int]) -> Iterator[_Group]:
+def _groups(series: int, path: Path, file: Any, time: str, span: tuple[int, int]) -> Iterator[_Group]:
     column = file.schema_arrow.names.index(time)
     for number in range(file.num_row_groups):
         found = file.metadata.row_group(number).column(column).statistics
         first, last = (round(value.timestamp() * 1000) for value in (found.min, found.max))
         if first < span[1] and last >= span[0]:
-            yield _Group(first, series, file, number)
+            yield _Group(first, series, path, file, number)
 
 
 def _decoded(groups: Sequence[_Group], time: str, columns: Sequence[str], span: tuple[int, int]) -> Iterator[tuple[_Group, Columns, int]]:
@@ -144,13 +146,18 @@ def _decoded(groups: Sequence[_Group], time: str, columns: Sequence[str], span: 
 
 
 def _decode(group: _Group, time: str, columns: Sequence[str], span: tuple[int, int]) -> Columns:
-    try:
-        table = group.file.read_row_group(group.number, columns=list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise Fatal(f"a month of the store is damaged ({error}): delete that file and download it again") from error
+    table = read_group(group.file, group.number, group.path, list(columns))
     rows = {name: _array(table.column(name)) for name in columns}
     start, end = np.searchsorted(rows[time], span)
     return rows if end - start == len(rows[time]) else {name: values[start:end] for name, values in rows.items()}
+
+
+def read_group(file: Any, number: int, path: Path, columns: list[str] | None = None) -> Any:
+    """A row group as a table. Fatal: the file is damaged."""
+    try:
+        return file.read_row_group(number, columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise Fatal(f"{path} is damaged ({error}): delete it and download that month again") from error
 
 
 def _room(rows: int, kind: Any) -> NDArray[Any]:

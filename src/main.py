@@ -78,9 +78,9 @@ def download(rest: list[str]) -> int:
     """Fill the Parquet store. Returns 0, 1 when something failed, 2 for wrong options, 130 when interrupted."""
     from functools import partial
 
-    from src.download import command
-
     try:
+        from src.download import command  # takes its time, in which Ctrl-C may come too
+
         return command(rest, partial(print, flush=True))
     except KeyboardInterrupt:
         print("stopped: what is stored is whole, and the same command goes on", file=sys.stderr)

@@ -77,21 +77,38 @@ def describe(folder: str | Path) -> Run:
 
 
 def _said(file: Path) -> dict[str, Any]:
+    with _opened(file) as opened:
+        text = (opened.metadata.metadata or {}).get(META, b"null")
     try:
-        metadata = pq.read_metadata(file).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise Fatal(f"{file} cannot be read ({error}): move it away") from error
-    said: dict[str, Any] = json.loads(metadata.get(META, b"{}"))
-    if said.get("version", VERSION + 1) > VERSION:
+        said: Any = json.loads(text)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict) or not {"version", "clock", "symbols", "links"} <= said.keys() or said["version"] > VERSION:
         raise Fatal(f"{file} is no recording, or one of a newer version than {VERSION}")
     return said
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Fatal: it cannot be read, now or later on."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            yield opened
+    except (pa.ArrowException, OSError) as error:
+        raise Fatal(f"{file} cannot be read ({error}): move it away") from error
+
+
+def rows_in(file: Path) -> int:
+    """Fatal: it cannot be read."""
+    with _opened(file) as opened:
+        return int(opened.metadata.num_rows)
 
 
 def frames(folder: str | Path) -> Iterator[Frame]:
     """Every frame of a run (or of all runs below the folder), in order; one row group in memory at a time."""
     for file in files_in(Path(folder), "frames"):
         _said(file)
-        with pq.ParquetFile(file) as opened:
+        with _opened(file) as opened:
             for batch in opened.iter_batches(batch_size=8_192):
                 columns = [batch.column(name) for name in FRAMES.names]
                 yield from map(Frame, *(column.to_pylist() for column in columns))
@@ -101,7 +118,7 @@ def messages(file: Path) -> Iterator[tuple[int, bytes]]:
     """Every whole text message in a frames file, with the market time of its receipt (µs)."""
     clock = Clock(*_said(file)["clock"])
     begun: dict[int, bytes] = {}
-    with pq.ParquetFile(file) as opened:
+    with _opened(file) as opened:
         for batch in opened.iter_batches(batch_size=8_192):
             for frame in map(Frame, *(batch.column(name).to_pylist() for name in FRAMES.names)):
                 if frame.kind in (_TEXT, _MORE):
@@ -116,7 +133,7 @@ def slots(folder: str | Path) -> Iterator[NDArray[np.void]]:
     """Every ring slot of a run, in order, as arrays of SLOT_DTYPE."""
     for file in files_in(Path(folder), "slots"):
         _said(file)
-        with pq.ParquetFile(file) as opened:
+        with _opened(file) as opened:
             for batch in opened.iter_batches(batch_size=65_536):
                 rows = np.empty(batch.num_rows, SLOT_DTYPE)
                 for name in SLOT_NAMES:
@@ -148,7 +165,7 @@ def trades_of(files: Iterable[Path], symbols: Sequence[str] = ()) -> dict[str, A
     found: dict[str, dict[int, tuple[int, float, float, bool, int, int]]] = {}
     for file in files:
         steps = {name: step for name, step in _said(file)["symbols"].values() if not symbols or name in symbols}
-        with pq.ParquetFile(file) as opened:
+        with _opened(file) as opened:
             for batch in opened.iter_batches(batch_size=8_192, columns=["payload"]):
                 for trade in _trades_in(batch.column(0).to_pylist()):
                     if _is_sound(trade, steps.get(trade.s, 0.0)):

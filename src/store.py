@@ -6,7 +6,9 @@ of one kind (and interval). Times are UTC, milliseconds.
 Invariants
   * Rows are sorted by time, then id, and no two have the same. Who appends a row that is there already replaces it.
   * A file appears at once and whole: it is written as ``.part``, flushed to the disk and renamed. What a crash leaves is never read.
-  * Every file says in its metadata which series and schema version it is, and which files of an archive it was made of (``sources``).
+  * Every file says in its metadata which series and schema version it is, and which files of an archive it was made of (``sources``). One
+    that says anything else is refused; files with other names than a month's are not looked at.
+  * What is refused half way has changed nothing, in any month.
   * Reading and appending hold a bounded number of rows, however many there are: about ``rows`` and one row group of each series.
 
 One process writes to a store at a time (``writing``); any number may read meanwhile.
@@ -18,6 +20,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,7 +34,7 @@ from numpy.typing import NDArray
 
 from src.config import INTERVALS_MS
 from src.error_handler import Fatal
-from src.interleave import Chunk, interleaved, whole_numbers
+from src.interleave import Chunk, interleaved, read_group, whole_numbers
 
 SCHEMA_VERSION = 1
 TRADES_GROUP, CANDLES_GROUP = 32_768, 8_192
@@ -41,6 +44,7 @@ READ_ROWS = 262_144
 LATEST_MS = 2**53
 """Later than any time."""
 _META = b"aegis"
+_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 _TIME = pa.timestamp("ms", "UTC")
 
 Table = Any
@@ -141,21 +145,44 @@ class Store:
 
     def series(self) -> list[Series]:
         """All that have a file, sorted."""
-        folders = {file.parent.relative_to(self.root).parts for file in self.root.glob("*/**/*.parquet")}
-        found = [Series(parts[0], parts[-1], "" if len(parts) == 2 else parts[1]) for parts in folders
-                 if parts[0] in KINDS and len(parts) == 2 + KINDS[parts[0]].has_interval]  # fmt: skip
+        folders = {file.parent.relative_to(self.root).parts for file in self.root.glob("*/**/*.parquet") if _MONTH.fullmatch(file.stem)}
+        found = [Series(kind, names[-1], *names[:-1]) for kind, *names in folders
+                 if kind in KINDS and len(names) == 1 + KINDS[kind].has_interval and all(name in INTERVALS_MS for name in names[:-1])]  # fmt: skip
         return sorted(found)
 
     def months(self, series: Series) -> list[str]:
-        return sorted(file.stem for file in (self.root / str(series)).glob("*.parquet"))
+        return sorted(file.stem for file in (self.root / str(series)).glob("*.parquet") if _MONTH.fullmatch(file.stem))
 
     def sources(self, series: Series, month: str) -> dict[str, str]:
         """The archive's files that this month was made of, with their SHA-256. Empty where there is no such month."""
-        path = self.path(series, month)
-        return dict(described(path)["sources"]) if path.exists() else {}
+        if not self.path(series, month).exists():
+            return {}
+        with self._open(series, month) as file:
+            return dict((read_description(file.schema_arrow.metadata) or {})["sources"])
 
     def rows(self, series: Series) -> int:
-        return sum(_opened(self.path(series, month)).metadata.num_rows for month in self.months(series))
+        count = 0
+        for month in self.months(series):
+            with self._open(series, month) as file:
+                count += file.metadata.num_rows
+        return count
+
+    def _open(self, series: Series, month: str) -> Any:
+        """A month's file. Fatal: it cannot be read, is of a newer version, or does not say that it is of this series."""
+        path = self.path(series, month)
+        file = _opened(path)
+        said = read_description(file.schema_arrow.metadata) or {}
+        if (said.get("kind"), said.get("symbol"), said.get("interval")) != (series.kind, series.symbol, series.interval):
+            file.close()
+            raise Fatal(f"{path} is not a file of {series}: move it away")
+        return file
+
+    def _groups(self, series: Series, month: str) -> Iterator[Table]:
+        """The rows that are there."""
+        if self.path(series, month).exists():
+            with self._open(series, month) as file:
+                for number in range(file.num_row_groups):
+                    yield read_group(file, number, self.path(series, month))
 
     # writing
 
@@ -175,16 +202,25 @@ class Store:
     def append(self, series: Series, tables: Iterable[Table], sources: Mapping[str, str] | None = None) -> Appended:
         """Add rows: tables in the kind's schema, each sorted, one after the other in time. ``sources``: file name → SHA-256.
 
-        Months are written one by one; each is whole before the next is begun. ValueError: rows are out of order or not of the schema.
-        OSError: the disk does not take them; what was there before stays.
+        ValueError: rows are out of order or not of the schema. OSError: the disk does not take them. What was there before stays then: months
+        are written aside, and take their places when all are whole. The one with most rows comes last, since what it says of its sources holds
+        only when their few rows of a neighbour are there.
         """
         kind, rows, duplicates = KINDS[series.kind], 0, 0
-        for month, part in _by_month(kind, tables):
-            path = self.path(series, month)
-            merge = _Merge(kind, _groups(path) if path.exists() else iter(()), part)
-            known = self.sources(series, month) | dict(sources or {})
-            _write(path, kind, merge.tables(), {"kind": series.kind, "symbol": series.symbol, "interval": series.interval, "sources": known})
-            rows, duplicates = rows + merge.given, duplicates + merge.duplicates
+        written: list[tuple[int, Path, Path]] = []
+        with contextlib.ExitStack() as undo:
+            for month, given in _by_month(kind, tables):
+                path = self.path(series, month)
+                part = path.with_name(f".{path.name}.part")
+                undo.callback(part.unlink, missing_ok=True)
+                merge = _Merge(kind, self._groups(series, month), given)
+                known = self.sources(series, month) | dict(sources or {})
+                _write(part, kind, merge.tables(), {"kind": series.kind, "symbol": series.symbol, "interval": series.interval, "sources": known})
+                written.append((merge.given, part, path))
+                rows, duplicates = rows + merge.given, duplicates + merge.duplicates
+            for _, part, path in sorted(written):
+                part.rename(path)
+                sync_folder(path.parent)
         return Appended(rows, duplicates)
 
     # reading
@@ -201,9 +237,9 @@ class Store:
         for month in sorted({m for one in series for m in self.months(one)}):
             first, after = month_bounds(month)
             if first < to_ms and after > from_ms:
-                paths = [self.path(one, month) for one in series]
                 with contextlib.ExitStack() as stack:
-                    files = [(i, stack.enter_context(_opened(path))) for i, path in enumerate(paths) if path.exists()]
+                    paths = [(i, self.path(one, month)) for i, one in enumerate(series)]
+                    files = [(i, path, stack.enter_context(self._open(series[i], month))) for i, path in paths if path.exists()]
                     yield from interleaved(files, kind.time, wanted, (from_ms, to_ms), rows)
 
     def gaps(self, series: Series, from_ms: int = 0, to_ms: int = LATEST_MS) -> Iterator[Gap]:
@@ -230,21 +266,15 @@ def _places(series: Series, chunk: Chunk) -> tuple[Ints, Ints, Ints]:
 
 # --- files -----------------------------------------------------------------------------------------------------------------------------
 
-def described(path: Path) -> dict[str, Any]:
-    """What a file of the store says of itself: kind, symbol, interval, sources. Fatal: it is no such file, or of a newer version."""
-    with _opened(path) as file:
-        said = read_description(file.schema_arrow.metadata)
-    if said is None:
-        raise Fatal(f"{path} is not a file of the store: move it away")
-    return said
-
-
 def read_description(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any] | None:
-    """The same of a schema's metadata; None where a file was written by others."""
-    text = (metadata or {}).get(_META)
-    if text is None:
+    """What a file of the store says of itself in its schema's metadata: kind, symbol, interval, sources. None: it was written by others.
+    Fatal: by a newer version."""
+    try:
+        said = json.loads((metadata or {}).get(_META, b"null"))
+    except ValueError:
         return None
-    said: dict[str, Any] = json.loads(text)
+    if not isinstance(said, dict) or not {"version", "kind"} <= said.keys():
+        return None
     if said["version"] > SCHEMA_VERSION:
         raise Fatal(f"the store was written by a newer version (schema {said['version']}, here {SCHEMA_VERSION}): use that version")
     return said
@@ -257,33 +287,20 @@ def _opened(path: Path) -> Any:
         raise Fatal(f"{path} cannot be read ({error}): delete it and download that month again") from error
 
 
-def _groups(path: Path) -> Iterator[Table]:
-    with _opened(path) as file:
-        for number in range(file.num_row_groups):
-            yield file.read_row_group(number)
-
-
 def _write(path: Path, kind: Kind, tables: Iterable[Table], said: dict[str, Any]) -> None:
-    """All or nothing."""
+    """To the disk, and not only on its way there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
     schema = kind.schema.with_metadata({_META: json.dumps({"version": SCHEMA_VERSION, **said}, sort_keys=True)})
     encoding = {f.name: "BYTE_STREAM_SPLIT" if f.name in kind.split else "DELTA_BINARY_PACKED" for f in schema
                 if f.name not in kind.dictionary and not pa.types.is_boolean(f.type)}  # fmt: skip
     order = [pq.SortingColumn(schema.names.index(name)) for name in kind.order]
-    try:
-        with part.open("wb") as file:
-            with pq.ParquetWriter(file, schema, compression="lz4", use_dictionary=list(kind.dictionary) or False, column_encoding=encoding,
-                                  sorting_columns=order) as writer:  # fmt: skip
-                for table in _in_pieces(tables, WRITE_ROWS):
-                    writer.write_table(table, row_group_size=CANDLES_GROUP if kind.has_interval else TRADES_GROUP)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    with path.open("wb") as file:
+        with pq.ParquetWriter(file, schema, compression="lz4", use_dictionary=list(kind.dictionary) or False, column_encoding=encoding,
+                              sorting_columns=order) as writer:  # fmt: skip
+            for table in _in_pieces(tables, WRITE_ROWS):
+                writer.write_table(table, row_group_size=CANDLES_GROUP if kind.has_interval else TRADES_GROUP)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import signal
 import ssl
 import sys
+import tracemalloc
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -31,6 +32,7 @@ FUNDING = Series("fundingRate", "BTCUSDT")
 QUICK = Patience(tries=3, connect_s=2.0, read_s=0.5, backoff_s=(0.01, 0.02))
 DAY, MINUTE = 86_400_000, 60_000
 DEADLINE_S = 20.0
+ROOT = Path(__file__).parent.parent
 HEADS = {
     "aggTrades": "agg_trade_id,price,quantity,first_trade_id,last_trade_id,transact_time,is_buyer_maker",
     "klines": "open_time,open,high,low,close,volume,close_time,quote_volume,count,taker_buy_volume,taker_buy_quote_volume,ignore",
@@ -266,6 +268,74 @@ def test_a_file_of_another_shape_is_refused_by_name(tmp_path: Path, lines: list[
         list(rows_of(path, TRADES))
 
 
+def damaged(body: bytes, place: int, value: int, *, central: int) -> bytes:
+    """The same zip with two bytes of its local header changed, and in its central directory."""
+    found = bytearray(body)
+    at = found.find(b"PK\x01\x02") + central
+    found[place:place + 2] = found[at:at + 2] = value.to_bytes(2, "little")
+    return bytes(found)
+
+
+FILE = ArchiveFile(TRADES, "2025-01-31")
+SOUND = zipped(FILE, lines_of(FILE))
+BODY_AT = 30 + len(FILE.name)
+BROKEN_ZIPS = {
+    "a broken stream": SOUND[:BODY_AT] + b"\xff" * 40 + SOUND[BODY_AT + 40:],
+    "encrypted": damaged(SOUND, 6, 1, central=8),
+    "of an unknown method": damaged(SOUND, 8, 99, central=10),
+    "of a later version": damaged(SOUND, 4, 99, central=6),
+    "cut off": SOUND[:-30],
+}
+
+
+@pytest.mark.parametrize("body", BROKEN_ZIPS.values(), ids=BROKEN_ZIPS.keys())
+def test_a_zip_that_cannot_be_read_is_refused(tmp_path: Path, body: bytes) -> None:
+    (tmp_path / FILE.name).write_bytes(body)
+    with pytest.raises(ValueError, match=FILE.name):
+        list(rows_of(tmp_path / FILE.name, TRADES))
+
+
+def test_a_line_without_an_end_is_not_taken_into_memory(tmp_path: Path) -> None:
+    for begin in (b"a,", b"\0\0", b"1,"):
+        with zipfile.ZipFile(tmp_path / FILE.name, "w", zipfile.ZIP_DEFLATED) as outer:
+            outer.writestr("x.csv", begin * (64 << 20))
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=r"no column|line is longer"):
+            list(rows_of(tmp_path / FILE.name, TRADES))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 64 << 20, begin
+
+
+READ_AND_END = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+from src.archive import rows_of
+from src.store import Series
+with suppress(ValueError):
+    sys.exit(f"{len(list(rows_of(Path(sys.argv[1]), Series('aggTrades', 'BTCUSDT'))))} pieces")
+"""
+
+
+async def test_nothing_reads_on_after_an_error(tmp_path: Path) -> None:
+    """Arrow's own reading of a Python file goes on in a thread, and takes the process with it when the file or Python ends."""
+    with zipfile.ZipFile(tmp_path / FILE.name, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as outer:
+        outer.writestr("x.csv", b"1," * (32 << 20))
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", READ_AND_END, str(tmp_path / FILE.name), stderr=-1, cwd=ROOT)
+    _, said = await child.communicate()
+    assert (child.returncode, said) == (0, b"")
+
+
+def test_lines_are_cut_where_they_end_wherever_the_blocks_do(tmp_path: Path) -> None:
+    rows = [f"{i},100.5,0.250,{i},{i},{1_738_281_600_000 + i},true" for i in range(500_000)]
+    for text in ("\n".join(rows), "\r\n".join(rows) + "\r\n", "\n".join(rows) + "\n" * 9_000_000):
+        with zipfile.ZipFile(tmp_path / FILE.name, "w") as outer:
+            outer.writestr("x.csv", text)
+        found = [identity for table in rows_of(tmp_path / FILE.name, TRADES) for identity in table["agg_id"].to_pylist()]
+        assert found == list(range(500_000))
+
+
 def test_an_empty_file_has_no_rows(tmp_path: Path) -> None:
     file = ArchiveFile(TRADES, "2025-01-31")
     for text in (HEADS["aggTrades"] + "\n", ""):
@@ -326,6 +396,20 @@ async def test_a_month_that_is_not_put_together_yet_is_had_by_its_days(tmp_path:
         a.add(ArchiveFile(TRADES, "2025-02"))
         await download(options(tmp_path, a.url, first="2025-02-01", after="2025-03-01"), quiet)
     assert stored(tmp_path, TRADES, "agg_id") == hours("2025-02-01", "2025-03-01")
+
+
+async def test_days_of_such_a_month_are_not_fetched_again_while_it_is_not_put_together(tmp_path: Path) -> None:
+    async with archive() as a:
+        days = files_for(TRADES, parse_utc("2025-02-01"), parse_utc("2025-02-11"))
+        a.add(*days[:9])
+        asked = options(tmp_path, a.url, first="2025-02-01", after="2025-03-01")
+        await download(asked, quiet)
+        zips = a.zips()
+        a.add(days[9])
+        summary = await download(asked, quiet)
+        assert a.zips() - zips == 1 + 19  # the day, and for the month and the days that are not there a HEAD each
+    assert (summary.fetched, summary.stored_before, len(summary.missing)) == (1, 9, 18)
+    assert stored(tmp_path, TRADES, "agg_id") == hours("2025-02-01", "2025-02-11")
 
 
 async def test_what_the_archive_does_not_have_is_listed_and_stops_nothing(tmp_path: Path) -> None:
@@ -396,6 +480,76 @@ async def test_one_file_of_another_shape_does_not_cost_its_month(tmp_path: Path)
     assert stored(tmp_path, TRADES, "agg_id") == hours("2025-01-28", "2025-01-29") + hours("2025-01-31", "2025-02-01")
 
 
+def crossing(file: ArchiveFile, *rest: str) -> bytes:
+    """A file whose last trade is of the next month, a few ms after midnight, and what comes then."""
+    after = month_bounds(file.month)[1]
+    return zipped(file, [*lines_of(file), f"{after // 3_600_000},100.5,0.250,1,1,{after + 5},true", *rest])
+
+
+async def test_a_trade_beyond_the_months_end_is_kept_in_its_own_month(tmp_path: Path) -> None:
+    async with archive() as a:
+        file = ArchiveFile(TRADES, "2025-01")
+        a.put(file, crossing(file))
+        summary = await download(options(tmp_path, a.url, first="2025-01-01", after="2025-02-01"), quiet)
+    store = Store(tmp_path / "market")
+    assert not summary.failed and stored(tmp_path, TRADES, "agg_id") == [*hours("2025-01-01", "2025-02-01"), parse_utc("2025-02-01") // 3_600_000]
+    assert store.months(TRADES) == ["2025-01", "2025-02"]
+    assert not ArchiveFile(TRADES, "2025-02").is_in(store.sources(TRADES, "2025-02"))
+
+
+@pytest.mark.parametrize("when", ["2025-01-01", "1970-01-01", "2025-06-01", "9999-12-31"])
+async def test_a_file_that_is_wrong_after_the_months_end_is_fetched_again_and_not_held_for_stored(tmp_path: Path, when: str) -> None:
+    async with archive() as a:
+        files = files_for(TRADES, parse_utc("2025-01-30"), parse_utc("2025-02-01"))
+        a.add(*files)
+        last = f"7,100.5,0.250,1,1,{parse_utc(when)},true"
+        many = [f"{i},100.5,0.250,1,1,{month_bounds('2025-01')[1] + 7 + i},true" for i in range(5_000)]
+        a.put(files[1], crossing(files[1], *many, last))
+        asked = options(tmp_path, a.url, first="2025-01-30", after="2025-02-01")
+        summary = await download(asked, quiet)
+        assert [file for file, _ in summary.failed] == [files[1]] and stored(tmp_path, TRADES, "agg_id") == hours("2025-01-30", "2025-01-31")
+        assert list(Store(tmp_path / "market").sources(TRADES, "2025-01")) == [files[0].name]
+        a.add(files[1])
+        again = await download(asked, quiet)
+    assert again.fetched == 1 and stored(tmp_path, TRADES, "agg_id") == hours("2025-01-30", "2025-02-01")
+
+
+@pytest.mark.parametrize("period", ["2024-11", "2025-03", "2024-01"])
+async def test_a_file_of_another_time_is_refused(tmp_path: Path, period: str) -> None:
+    async with archive() as a:
+        file = ArchiveFile(TRADES, "2025-01")
+        a.put(file, zipped(file, lines_of(ArchiveFile(TRADES, period))))
+        summary = await download(options(tmp_path, a.url, first="2025-01-01", after="2025-02-01"), quiet)
+    assert f"holds rows of {period}-01, and should hold those of 2025-01" in summary.failed[0][1]
+    assert Store(tmp_path / "market").series() == []
+
+
+async def test_a_checksum_may_come_in_pieces(tmp_path: Path) -> None:
+    async def in_pieces(a: Archive, request: web.Request, _: bytes) -> web.StreamResponse:
+        text = a.checksums[request.match_info["path"].removesuffix(".CHECKSUM")].encode()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in (text[:70], text[70:]):
+            await response.write(piece)
+            await asyncio.sleep(0.02)
+        return response
+
+    async with archive() as a:
+        file = ArchiveFile(TRADES, "2025-01-30")
+        a.add(file)
+        a.trouble = {f"{file.path}.CHECKSUM": [in_pieces] * 9}
+        summary = await download(options(tmp_path, a.url, after="2025-01-31"), quiet)
+        assert (summary.fetched, summary.failed, a.asked[f"{file.path}.CHECKSUM"]) == (1, [], 1)
+
+
+async def test_a_server_in_trouble_is_not_an_archive_without_the_file(tmp_path: Path) -> None:
+    async with archive() as a:
+        file = ArchiveFile(TRADES, "2025-01-30")
+        a.trouble = {file.path: [status(503)] * 9}
+        summary = await download(options(tmp_path, a.url, after="2025-01-31"), quiet)
+    assert summary.missing == [] and [why for _, why in summary.failed] == ["given up after 3 tries: HTTP 503"]
+
+
 async def test_requests_are_bounded_and_side_by_side(tmp_path: Path) -> None:
     async with archive() as a:
         a.add(*files_for(TRADES, parse_utc("2025-01-02"), parse_utc("2025-01-31")))
@@ -420,7 +574,7 @@ async def process(folder: Path, url: str, *more: str, limit: int = 0) -> asyncio
     bound = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))" if limit else ""
     interrupts = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # as from a terminal, also where whoever runs the tests ignores it
     code = f"import signal, sys, resource\nfrom src.main import main\n{bound}\n{interrupts}\nsys.exit(main(sys.argv[1:]))"
-    return await asyncio.create_subprocess_exec(sys.executable, "-c", code, *words, stdout=-1, stderr=-1, cwd=Path(__file__).parent.parent)
+    return await asyncio.create_subprocess_exec(sys.executable, "-c", code, *words, stdout=-1, stderr=-1, cwd=ROOT)
 
 
 @pytest.mark.slow
@@ -479,10 +633,11 @@ def words(**changes: str | None) -> list[str]:
     ({"symbols": "BTC USDT"}, "--symbols"), ({"symbols": None}, "--symbols"), ({"from": "2025-13-01"}, "--from"), ({"from": "01.02.2025"}, "--from"),
     ({"to": "2025-01-01"}, "--to"), ({"kind": "trades"}, "--kind"), ({"interval": "1m"}, "--interval"), ({"jobs": "0"}, "--jobs"),
     ({"jobs": "99"}, "--jobs"), ({"base_url": "ftp://x"}, "--base-url"), ({"from": "2999-01-01", "to": "2999-02-01"}, "--from"),
-    ({"kind": "klines", "interval": "1s"}, "--interval"),
+    ({"kind": "klines", "interval": "1s"}, "--interval"), ({"kind": "klines", "interval": "1mo"}, "--interval"), ({"from": "0001-01-01"}, "--from"),
+    ({"from": "2018-12-31"}, "--from"), ({"into": ""}, "--into"),
 ])
 def test_a_wrong_option_is_named(changes: dict[str, str | None], option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert command(words(into=str(tmp_path), **changes), quiet) == 2
+    assert command(words(**{"into": str(tmp_path)} | changes), quiet) == 2
     said = capsys.readouterr().err
     assert option in said and said.count("\n") == 1 and list(tmp_path.iterdir()) == []
 
@@ -492,10 +647,11 @@ def test_options_have_sensible_defaults(tmp_path: Path) -> None:
     assert found.series == (BARS, Series("klines", "ETHUSDT", "1m")) and found.into == tmp_path and found.base_url == BASE_URL and found.jobs == 4
     assert (found.from_ms, found.to_ms) == (parse_utc("2025-01-01"), parse_utc("2025-02-01"))
     assert options_of(words(to="2999-01-01"), lambda: tmp_path).to_ms % DAY == 0
+    assert options_of(words(into="~/market"), lambda: tmp_path).into == Path.home() / "market"
 
 
 def test_every_option_is_documented_and_none_else() -> None:
-    text = (Path(__file__).parent.parent / "docs/data.md").read_text().split("\n## Download\n")[1].split("\n## ")[0]
+    text = (ROOT / "docs/data.md").read_text().split("\n## Download\n")[1].split("\n## ")[0]
     with pytest.raises(SystemExit), redirect_stdout(io.StringIO()) as said:
         options_of(["--help"], Path)
     asked = sorted(set(re.findall(r"(--[a-z-]+)", said.getvalue().split("options:")[1])) - {"--help"})

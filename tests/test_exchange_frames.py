@@ -153,7 +153,7 @@ def test_a_file_that_cannot_be_played_is_refused_and_says_why(tmp_path: Path, te
         ({"path": "/nowhere/a.jsonl"}, "no such file"),
         ({"symbols": ("ETHUSDT",)}, "ETHUSDT"),
         ({"start": "2024-07-20"}, "SIM_START"),
-        ({"start": "soon"}, "between"),
+        ({"start": "soon"}, r"from .* and before"),
         ({"resume": {"kind": "frames", "recording": "another", "symbols": ["BTCUSDT"]}}, "another"),
     ],
 )
@@ -245,6 +245,45 @@ def test_frames_that_say_nothing_sensible_are_played_and_not_traded(tmp_path: Pa
     market, plain = opened(stored(tmp_path, STORY + odd)), opened(stored(tmp_path, STORY))
     assert len(market.trades(0, 1 << 60)) == len(plain.trades(0, 1 << 60))
     assert len(list(market.frames(0, 1 << 60))) == len(STORY) - 1 + len(odd)
+
+
+def changed(text: str, **fields: Any) -> str:
+    """The frame with these fields, which may be nonsense."""
+    said = json.loads(text)
+    said["data"] |= fields
+    return json.dumps(said)
+
+
+RUBBISH: list[tuple[str, str, dict[str, Any]]] = [
+    ("time", trade(T0 + 40, "60000.00", "0.250", 9), {"E": value}) for value in ("x", None, [], True, 1.5, -1, 10**17, 10**30)] + [
+    (name, trade(T0 + 40, "60000.00", "0.250", 9), {name: value}) for name, value in (
+        ("p", "1e400"), ("p", "nan"), ("p", "99999999999999"), ("q", "inf"), ("q", "1e30"), ("a", 10**30), ("f", -1), ("l", 10**30))] + [
+    (name, quote(T0 + 40, "60000.00", "60000.10", 103), {name: value})
+    for name, value in (("a", "1e300"), ("B", "inf"), ("A", "nan"), ("b", "-1"))] + [
+    (name, diff(T0 + 40, 111, 112, 110), {name: value}) for name in ("b", "a") for value in (
+        [["x", "1"]], [["1e300", "1"]], [["60000.00", "nan"]], [["-1", "1"]])] + [
+    ("mark", frame("btcusdt@markPrice", e="markPriceUpdate", E=T0, s="BTCUSDT", p="60000.00", r="0.0001", T=T0 + 3_600_000), {name: value})
+    for name, value in (("p", "inf"), ("r", "x"), ("r", "nan"), ("T", 10**30))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "fields"), [row[1:] for row in RUBBISH], ids=[f"{name}={list(fields.values())}" for name, _, fields in RUBBISH])
+def test_one_frame_of_rubbish_stops_nothing_and_moves_no_other(tmp_path: Path, text: str, fields: dict[str, Any]) -> None:
+    market = opened(stored(tmp_path, [*STORY, (40, changed(text, **fields))]))
+    plain = opened(stored(tmp_path, STORY))
+    assert (market.start_ms, market.end_ms, market.symbols) == (plain.start_ms, plain.end_ms, plain.symbols)
+    assert len(list(market.frames(0, 1 << 60))) == len(STORY)
+    rows = market.trades(0, 1 << 60)
+    assert len(rows) - len(plain.trades(0, 1 << 60)) == ("E" in fields)
+    assert max(rows["price"]) == 600_001
+    market.ladders.now_ms = plain.ladders.now_ms = lambda: T0 + 2000
+    assert market.ladders.of(0) == plain.ladders.of(0)
+
+
+@pytest.mark.parametrize("at", ["9" * 30, "-5", "inf:", "nan:", "1721347200", "1e300:", "0"])
+def test_a_time_that_cannot_be_is_refused_with_its_line(tmp_path: Path, at: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f"{T0 * 1000} {STORY[2][1]}\n{at} {STORY[3][1]}\n")
+    with pytest.raises(Fatal, match="line 2 is no frame"):
+        opened(str(tmp_path))
 
 
 @pytest.mark.parametrize("price", ["0.00006123", "0.0000006", "1000000", "3.5"])

@@ -143,6 +143,14 @@ def test_what_is_not_sound_is_refused_and_nothing_changes(tmp_path: Path, table:
     assert [p.name for p in (tmp_path / "aggTrades/BTCUSDT").iterdir()] == ["2025-05.parquet"]
 
 
+def test_a_refusal_in_a_later_month_changes_no_month_and_names_no_source(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    _, june = month_bounds("2025-05")
+    with pytest.raises(ValueError, match="do not rise"):
+        store.append(TRADES, [trades([MAY, june], [1, 2]), trades([MAY + 1], [3])], {"BTCUSDT-aggTrades-2025-05.zip": "aa"})
+    assert store.months(TRADES) == [] and not list(tmp_path.rglob("*.p*"))
+
+
 def test_a_file_says_what_it_is_and_what_it_was_made_of(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.sources(TRADES, "2025-05") == {}
@@ -158,13 +166,60 @@ def test_a_newer_schema_and_a_damaged_file_are_named(tmp_path: Path) -> None:
     store.append(TRADES, [trades([MAY], [1])])
     path = store.path(TRADES, "2025-05")
     table = pq.read_table(path)
-    pq.write_table(table.replace_schema_metadata({b"aegis": json.dumps({"version": 99})}), path)
+    pq.write_table(table.replace_schema_metadata({b"aegis": json.dumps(SAID | {"version": 99})}), path)
     with pytest.raises(Fatal, match="schema 99"):
         store.append(TRADES, [trades([MAY], [2])])
     path.write_bytes(path.read_bytes()[:-9])
     for attempt in (lambda: read(store), lambda: store.sources(TRADES, "2025-05")):
         with pytest.raises(Fatal, match=r"2025-05\.parquet cannot be read.*delete it"):
             attempt()
+
+
+def test_a_month_whose_rows_are_damaged_is_named_whether_it_is_read_or_appended_to(tmp_path: Path) -> None:
+    store, n = Store(tmp_path), 40_000
+    store.append(TRADES, [trades(MAY + np.arange(n), np.arange(n), np.arange(n) + 1.0)])
+    path = store.path(TRADES, "2025-05")
+    body = bytearray(path.read_bytes())
+    body[20_000:20_200] = np.random.default_rng(1).bytes(200)
+    path.write_bytes(body)
+    for attempt in (lambda: read(store), lambda: store.append(TRADES, [trades([MAY], [n])])):
+        with pytest.raises(Fatal, match=r"BTCUSDT/2025-05\.parquet is damaged .*: delete it and download that month again"):
+            attempt()
+    assert path.read_bytes() == body and len(list(path.parent.iterdir())) == 1
+
+
+def foreign(path: Path, said: Any) -> None:
+    pq.write_table(pq.read_table(path).replace_schema_metadata({b"aegis": said} if said else None), path)
+
+
+SAID = {"version": 1, "kind": "aggTrades", "symbol": "BTCUSDT", "interval": "", "sources": {}}
+NOT_OURS = {
+    "of a newer schema": json.dumps({"version": 2, "kind": "aggTrades"}), "without a word": None, "no JSON": "{", "no object": "[]",
+    "of a recorder": json.dumps({"version": 1, "clock": []}), "of another symbol": json.dumps(SAID | {"symbol": "ETHUSDT"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", NOT_OURS.values(), ids=NOT_OURS.keys())
+def test_what_was_written_by_others_is_neither_read_nor_appended_to(tmp_path: Path, said: str | None) -> None:
+    store = Store(tmp_path)
+    store.append(TRADES, [trades([MAY], [1])])
+    foreign(store.path(TRADES, "2025-05"), said)
+    for attempt in (lambda: read(store), lambda: list(store.gaps(TRADES)), lambda: store.rows(TRADES), lambda: store.sources(TRADES, "2025-05"),
+                    lambda: store.append(TRADES, [trades([MAY], [2])])):  # fmt: skip
+        with pytest.raises(Fatal, match=r"schema 2, here 1|2025-05\.parquet is not a file of aggTrades/BTCUSDT"):
+            attempt()
+
+
+def test_files_of_other_names_are_not_the_stores(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append(TRADES, [trades([MAY], [1])])
+    for name in ("notes.parquet", "2025-13.parquet", "2025-05 (copy).parquet", "2025-06.csv", "._2025-05.parquet"):
+        (tmp_path / "aggTrades/BTCUSDT" / name).write_bytes(b"x")
+    (tmp_path / "klines/9z/XUSDT").mkdir(parents=True)
+    (tmp_path / "klines/9z/XUSDT/2025-05.parquet").write_bytes(b"x")
+    (tmp_path / "x.parquet").write_bytes(b"x")
+    assert store.months(TRADES) == ["2025-05"] and store.series() == [TRADES] and store.rows(TRADES) == 1
+    assert column(read(store), "agg_id") == [1] and list(store.gaps(TRADES)) == []
 
 
 # --- one writer, crashes, full disks ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ Implements ``market.Market``. There is no history before the first frame.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -32,6 +32,10 @@ from src.exchange.symbols import SymbolSpec
 LEAD_MS = 10_000
 """Market time before the first frame, for who wants to hear all of them."""
 RUBBISH = (msgspec.DecodeError, ValueError, OverflowError)
+QUANTITY_MAX, ID_MAX, TIME_MAX_MS = 2.0**53, 2**63, 10**14
+PRICE_MAX, RATE_MAX = 1e12, 1.0
+AHEAD_MS_MAX = 60_000
+"""A frame whose time is so much further ahead of its receipt than the others' are has no time of the venue's in it."""
 SAMPLE = 500
 """So many frames of depth tell which digits a symbol's levels have."""
 
@@ -72,6 +76,18 @@ _TRADES = [("at", "i8"), ("price", "f8"), ("qty", "f8"), ("maker", "u1"), ("id",
 _QUOTES = [("at", "i8"), ("bid", "f8"), ("bid_qty", "f8"), ("ask", "f8"), ("ask_qty", "f8")]
 
 
+def _number(text: str, below: float) -> float:
+    """ValueError: it is none, or none that a market has."""
+    value = float(text)
+    if not 0.0 <= value < below:
+        raise ValueError(f"{text!r} is not from 0 to {below:g}")
+    return value
+
+
+def _levels(pairs: Iterable[tuple[str, str]]) -> list[tuple[float, float]]:
+    return [(_number(price, PRICE_MAX), _number(qty, QUANTITY_MAX)) for price, qty in pairs]
+
+
 class _Said:
     """What the frames of one symbol say, by the frame's number. ``depth``: number and last id; ``odd``: frames that say nothing sensible."""
 
@@ -97,20 +113,23 @@ class _Said:
             self.odd += 1
 
     def _quote(self, number: int, quote: _Quote) -> None:
-        bid, ask = float(quote.b), float(quote.a)
+        bid, ask = _number(quote.b, PRICE_MAX), _number(quote.a, PRICE_MAX)
         if 0 < bid < ask:
-            self.quotes.append((number, bid, float(quote.B), ask, float(quote.A)))
+            self.quotes.append((number, bid, _number(quote.B, QUANTITY_MAX), ask, _number(quote.A, QUANTITY_MAX)))
 
     @staticmethod
     def _trade(into: _Trades, number: int, trade: _Trade) -> None:
-        price, qty, single = float(trade.p), float(trade.q), trade.t
+        price, qty, single = _number(trade.p, PRICE_MAX), _number(trade.q, QUANTITY_MAX), trade.t
+        if not all(0 <= number < ID_MAX for number in (trade.a, trade.f, trade.l, single)):
+            raise ValueError("an id that cannot be")
         if price > 0 and qty > 0 and trade.X in ("MARKET", "NA", ""):
             into.append((number, price, qty, trade.m, trade.a or single, trade.f or single, trade.l or single))
 
     def _depth(self, number: int, payload: bytes) -> None:
         diff = read_diff(payload)
+        levels = _levels((*diff.b, *diff.a))
         if len(self.depth) < SAMPLE:
-            self.levels += [(float(p), float(q)) for p, q in (*diff.b, *diff.a)]
+            self.levels += levels
         self.depth.append((number, diff.u))
 
     @property
@@ -165,8 +184,8 @@ class FramesMarket:
         except ValueError:
             start_ms = -1
         if not self.start_ms <= start_ms < (self.end_ms or 0):
-            span = f"{iso(self.start_ms)[:19]} and {iso(self.end_ms or 0)[:19]}"
-            raise Fatal(f"SIM_START={start!r} must be a time in UTC between {span}, where the frames lie", setting="SIM_START", value=start)
+            span = f"from {iso(self.start_ms)[:19]} and before {iso(self.end_ms or 0)[:19]}"
+            raise Fatal(f"SIM_START={start!r} must be a time in UTC {span}, where the frames lie", setting="SIM_START", value=start)
         return start_ms
 
     # ------------------------------------------------------------------ the market
@@ -252,18 +271,33 @@ def _hear(recording: Recording) -> tuple[dict[str, _Said], list[Any]]:
 def _marks_of(number: int, payload: bytes) -> list[tuple[int, str, str, str, int]]:
     try:
         told = _marks(payload)
-        return [(number, m.s, m.p, m.r, m.T) for m in (told if isinstance(told, list) else [told]) if float(m.p) > 0]
+        return [(number, m.s, m.p, m.r, m.T) for m in (told if isinstance(told, list) else [told]) if _is_mark(m)]
     except RUBBISH:
         return []
+
+
+def _is_mark(mark: _Mark) -> bool:
+    return _number(mark.p, PRICE_MAX) > 0 and abs(float(mark.r or 0)) < RATE_MAX and 0 <= mark.T < TIME_MAX_MS
 
 
 def _times(frames: list[Frame]) -> NDArray[np.int64]:
     """When each is played (ms): as received, later by what the recorder's clock was behind the venue's."""
     at_us = np.array([frame.at_us for frame in frames], np.int64)
-    stamps = np.array([_stamp(frame.payload).E if frame.payload.startswith(b"{") else 0 for frame in frames], np.int64)
-    behind = int((stamps * 1000 - at_us).max(initial=0))
+    stamps = np.array([_stamp_of(frame.payload) for frame in frames], np.int64)
+    ahead = (stamps * 1000 - at_us)[stamps > 0]
+    usual = float(np.median(ahead)) if len(ahead) else 0.0
+    behind = int(ahead[ahead <= usual + AHEAD_MS_MAX * 1000].max(initial=0))
     found: NDArray[np.int64] = -(-(at_us + behind) // 1000)
     return found
+
+
+def _stamp_of(payload: bytes) -> int:
+    """The venue's time in a frame (ms); 0 where there is none."""
+    try:
+        sent = _stamp(payload).E if payload.startswith(b"{") else 0
+    except RUBBISH:
+        return 0
+    return sent if 0 < sent < TIME_MAX_MS else 0
 
 
 def _spec(name: str, said: _Said) -> SymbolSpec:
@@ -293,9 +327,11 @@ def _told(said: _Said, name: str, recording: Recording, at_ms: NDArray[np.int64]
 def _update_of(taken: Snapshot) -> int:
     """The snapshot's id; past all ids where the recorded answer was none."""
     try:
-        return read_whole(taken.body).lastUpdateId
-    except msgspec.DecodeError:
+        whole = read_whole(taken.body)
+        _levels((*whole.bids, *whole.asks))
+    except RUBBISH:
         return 1 << 63
+    return whole.lastUpdateId
 
 
 def _best(book: Book, said: _Said, told: list[Told]) -> list[tuple[int, int, int, int, int]]:

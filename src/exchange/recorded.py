@@ -28,6 +28,8 @@ a file, a folder of files, or several of them separated by commas; plain, .gz or
 or a folder of recordings (RECORD=1)"""
 BYTES_MAX = 1 << 29
 _NS = 10**18
+_EARLIEST_US, _LATEST_US = 10**15, 10**16
+"""2001 to 2286: what is no such time is a line of something else."""
 _WRAPPED = b'{"stream":'
 
 
@@ -138,7 +140,7 @@ def _lines(file: Path, data: bytes) -> Iterator[Frame | Snapshot]:
     for number, line in enumerate(lines, start=1):
         try:
             item = _item(line)
-        except (ValueError, msgspec.DecodeError):
+        except (ValueError, OverflowError, msgspec.DecodeError):
             if number == len(lines):
                 return  # cut off while it was written
             raise Fatal(f"SIM_DATA: {file}, line {number} is no frame: {line[:80]!r}. Wanted: {ACCEPTED}", setting="SIM_DATA") from None
@@ -155,18 +157,25 @@ def _item(line: bytes) -> Frame | Snapshot | None:
     if line.startswith(b"https://"):
         url, _, rest = line.partition(b" -> ")
         moment, _, body = rest.partition(b": ")
-        return _snapshot(int(float(moment) * 1e6), url.decode(), body)
+        return _snapshot(_moment(float(moment) * 1e6), url.decode(), body)
     moment, _, body = line.partition(b" ")
     if moment.endswith(b":"):
-        return _frame(int(float(moment[:-1]) * 1e6), body)
+        return _frame(_moment(float(moment[:-1]) * 1e6), body)
     at = int(moment)
-    return _frame(at // 1000 if at >= _NS else at, body)
+    return _frame(_moment(at // 1000 if at >= _NS else at), body)
+
+
+def _moment(at_us: float) -> int:
+    """ValueError: nothing was received then."""
+    if not _EARLIEST_US <= at_us < _LATEST_US:
+        raise ValueError(f"{at_us} is no time in µs")
+    return int(at_us)
 
 
 def _captured(capture: _Captured) -> Frame | Snapshot | None:
     if capture.t == "recv":
-        return _frame(int(capture.ts * 1e6), capture.data.encode())
-    return _snapshot(int(capture.ts * 1e6), capture.url, capture.data.encode()) if capture.t == "http" else None
+        return _frame(_moment(capture.ts * 1e6), capture.data.encode())
+    return _snapshot(_moment(capture.ts * 1e6), capture.url, capture.data.encode()) if capture.t == "http" else None
 
 
 def _frame(at_us: int, body: bytes) -> Frame | Snapshot | None:

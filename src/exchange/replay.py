@@ -263,8 +263,8 @@ def _begin_at(opening: Opening, start: str) -> Opening:
     except ValueError:
         start_ms = -1
     if not opening.start_ms <= start_ms < (opening.end_ms or 0):
-        span = f"{iso(opening.start_ms)[:16]} and {iso(opening.end_ms or 0)[:16]}"
-        raise Fatal(f"SIM_START={start!r} must be a time in UTC between {span}, where the recording lies", setting="SIM_START", value=start)
+        span = f"from {iso(opening.start_ms)[:16]} and before {iso(opening.end_ms or 0)[:16]}"
+        raise Fatal(f"SIM_START={start!r} must be a time in UTC {span}, where the recording lies", setting="SIM_START", value=start)
     return replace(opening, open_ms=start_ms // MINUTE_MS * MINUTE_MS)
 
 
