@@ -22,6 +22,7 @@ from src.clock import clock_at
 from src.conflate import Conflator, Staged, mark_key, quote_key, trade_key
 from src.data import load_recording
 from src.error_handler import Fatal
+from src.feed import warm_up
 from src.links import MarketLink, PublicLink, Route
 from src.recorder import CHUNK_SLOTS, Recorder, Tape
 from src.recordings import ADMITTED, ENDED, OPENED, Frame, describe, files_in, frames, slots
@@ -31,6 +32,12 @@ from tests.daemon import daemon_env, exchange, running
 from tests.test_feed import BTC, ETH, RUBBISH, T0, Scene, scene
 
 CLOCK = clock_at(T0, 1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """No test waits for kernels longer than its deadline."""
+    warm_up()
 
 
 @contextmanager
