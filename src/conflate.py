@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from src.compiler import njit
+from src.compiler import lean_njit
 from src.ring_buffer import (
     BACKFILLED,
     GAP,
@@ -123,7 +123,7 @@ def mark_key(symbol: int) -> int:
 
 # --- the queue -------------------------------------------------------------------------------------------------------------------------
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _room(table: Table, records: int) -> bool:
     """Whether that many trades fit; makes room by merging seconds into minutes. A sixteenth is kept for what is not a trade."""
     tally, size = table.tally[0], len(table.own)
@@ -134,7 +134,7 @@ def _room(table: Table, records: int) -> bool:
     return bool(tally.head - tally.tail <= limit)
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _push(table: Table, symbol: int, kind: int, flags: int, received_ns: int) -> int:
     """A new record at the end of the queue, zeroed behind its first two words. Its index in ``own``; -1 when there is no room at all."""
     tally = table.tally[0]
@@ -150,7 +150,7 @@ def _push(table: Table, symbol: int, kind: int, flags: int, received_ns: int) ->
     return int(at)
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _absorb(into: Record, other: Record) -> None:
     """Merge a later fragment of the same symbol into an earlier one."""
     into.high = max(into.high, other.high)
@@ -166,7 +166,7 @@ def _absorb(into: Record, other: Record) -> None:
     into.last_time_ms = max(into.last_time_ms, other.last_time_ms)
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _kept(table: Table, record: Record, to: int) -> bool:
     """One record of a compaction, about to be moved to queue position ``to``. False: it lives on in an earlier one, or in a later TIME."""
     symbol = table.symbols[record.sym]
@@ -193,7 +193,7 @@ def _kept(table: Table, record: Record, to: int) -> bool:
     return True
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _compact(table: Table) -> None:
     """Merge the pending seconds of each symbol into minutes, in place; the order of what remains does not change."""
     tally, mask = table.tally[0], len(table.own) - 1
@@ -215,7 +215,7 @@ def _compact(table: Table) -> None:
 
 # --- rows into records -----------------------------------------------------------------------------------------------------------------
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _whole_steps(qty: float, step: float) -> float:
     """How many steps a quantity is; -1 when it is not on the grid, not finite or not positive."""
     if not 0.0 < qty < QTY_MAX:
@@ -227,7 +227,7 @@ def _whole_steps(qty: float, step: float) -> float:
     return -1.0
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _id_follows(table: Table, symbol: Record, identity: int, time_ms: float) -> bool:
     """Whether a live trade is new; counts why not. Once the venue has evidently begun to count anew, the trades that showed it are missing.
 
@@ -251,7 +251,7 @@ def _id_follows(table: Table, symbol: Record, identity: int, time_ms: float) -> 
     return True
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _note_hole(table: Table, sym: int, identity: int, received_ns: int) -> None:
     """Before a trade is taken: if ids are missing in front of it, GAP and a report; if the stream was cut before, a report in any case."""
     tally, symbol = table.tally[0], table.symbols[sym]
@@ -268,7 +268,7 @@ def _note_hole(table: Table, sym: int, identity: int, received_ns: int) -> None:
         symbol.trade_at = symbol.fill_at = -1
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _strangers(symbol: Record, first_raw: int, last_raw: int) -> int:
     """How many single trades between this live aggregate and the one before it no aggregate holds. 0 where that is not known."""
     between = first_raw - symbol.last_raw - 1 if symbol.last_raw > 0 else 0
@@ -276,7 +276,7 @@ def _strangers(symbol: Record, first_raw: int, last_raw: int) -> int:
     return between if 0 < between <= HOLE_MAX else 0
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _write_trade(table: Table, staged: Staged, row: int, steps: float, received_ns: int, strange: int) -> None:
     """Extend the newest fragment of the symbol when the second is the same, else begin one."""
     ints, tally = staged.ints, table.tally[0]
@@ -305,7 +305,7 @@ def _write_trade(table: Table, staged: Staged, row: int, steps: float, received_
     record.spare_a += float(strange)
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _take_trade(table: Table, staged: Staged, row: int, received_ns: int) -> None:
     ints, tally = staged.ints, table.tally[0]
     sym, filled, time_ms, identity = ints[row, 0] & 0xFFFF, ints[row, 0] >> 24, float(ints[row, 1]), ints[row, 5]
@@ -339,7 +339,7 @@ def _take_trade(table: Table, staged: Staged, row: int, received_ns: int) -> Non
     _write_trade(table, staged, row, steps, received_ns, strange)
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _take_quote(table: Table, staged: Staged, row: int, received_ns: int) -> None:
     """The newest quote of a symbol replaces one that is still pending."""
     tally, sym, time_ms = table.tally[0], staged.ints[row, 0] & 0xFFFF, float(staged.ints[row, 1])
@@ -368,7 +368,7 @@ def _take_quote(table: Table, staged: Staged, row: int, received_ns: int) -> Non
     record.low, record.close = np.rint(bid_qty / symbol.step), np.rint(ask_qty / symbol.step)
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _take_mark(table: Table, staged: Staged, row: int, received_ns: int) -> None:
     """The newest mark price of a symbol replaces one that is still pending."""
     tally, sym, time_ms = table.tally[0], staged.ints[row, 0] & 0xFFFF, float(staged.ints[row, 1])
@@ -391,7 +391,7 @@ def _take_mark(table: Table, staged: Staged, row: int, received_ns: int) -> None
     record.open, record.high, record.low, record.close = mark, index, rate, due_ms
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _drain(table: Table, ring: npt.NDArray[np.uint64]) -> int:
     """Move what fits into the ring. WAKE and BACKLOG, or-ed."""
     tally, mask = table.tally[0], len(table.own) - 1
@@ -415,7 +415,7 @@ def _drain(table: Table, ring: npt.NDArray[np.uint64]) -> int:
     return full | (WAKE if publish(ring, head + count, head) else 0)
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def flush_rows(table: Table, staged: Staged, ring: npt.NDArray[np.uint64], rows: int, received_ns: int) -> int:
     """Check and merge ``rows`` staged rows that came at ``received_ns``, then move what fits into the ring. WAKE, HOLES, BACKLOG or-ed."""
     table.tally[0].holes = 0
@@ -430,7 +430,7 @@ def flush_rows(table: Table, staged: Staged, ring: npt.NDArray[np.uint64], rows:
     return _drain(table, ring) | (HOLES if table.tally[0].holes else 0)
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _push_word(table: Table, ring: npt.NDArray[np.uint64], head: int, received_ns: int,
                values: tuple[float, float, int, int, float, float]) -> int:
     """A record that is not market data; ``head``: symbol + kind << 16. WAKE and BACKLOG or-ed, or -1: no room, nothing was written."""

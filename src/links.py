@@ -19,19 +19,17 @@ from enum import Enum
 from typing import Any, Protocol
 
 import msgspec
-import numpy as np
 from picows import WSError, WSFrame, WSListener, WSMsgType, WSTransport
 
 from src.clock import monotonic_ns
 from src.conflate import MARK_ROW, QUOTE_ROW, ROW_BYTES, ROWS_MAX, TRADE_ROW, Staged, staging
 from src.error_handler import failure, info
 from src.venue.messages import AggTrade, ContractInfo, MarkPrice, decode_market, decode_public
-from src.wire import TEXT_END, frames_in, names_table, read_rows, scratch
+from src.wire import WORD_BYTES, ends_in, names_table, read_rows, scratch, text_of
 
 FRAME_BYTES_MAX = 16 * 1024 * 1024
 HELD_FRAMES_MAX = 200_000
 CONTROL_BYTES_MAX = 125
-END = bytes([TEXT_END])
 RUBBISH = (msgspec.DecodeError, KeyError, ValueError, OverflowError, RecursionError, struct.error)
 
 
@@ -150,9 +148,8 @@ class Link(WSListener):  # type: ignore[misc]
         if self._carrier.keys is not self._keys:
             self._keys = self._carrier.keys
             self._names = names_table(self._keys)
-        text = b"%b%b" % (END.join(frames), END)
-        letters, at, taken = np.frombuffer(text, np.uint8), 0, 0
-        plain = frames_in(letters) == waiting
+        letters, at, taken = text_of(frames), 0, 0
+        plain = ends_in(letters) == waiting - 1 + WORD_BYTES
         while taken < waiting:
             if plain:
                 at, count, event_ms = read_rows(letters, self._names, self._values, self._staged, self._trades, at, self._count)

@@ -52,7 +52,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic as _numba_intrinsic
 
-from src.compiler import njit
+from src.compiler import lean_njit
 from src.error_handler import Halt
 from src.ring_memory import CONTROL_WORDS as CONTROL_WORDS
 from src.ring_memory import SLOT_WORDS as SLOT_WORDS
@@ -178,32 +178,32 @@ def put_float(typing: Any, words: Any, index: Any, value: Any) -> Any:
 
 # --- kernels for either side; positions and counts are int64 ---------------------------------------------------------------------------
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def slot_offset(words: Words, position: Int) -> Int:
     """Index of the first word of the slot at ``position``; the same index serves the f64 view."""
     return CONTROL_WORDS + (position & (np.int64(words[WORD_CAPACITY]) - 1)) * SLOT_WORDS
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def slot_head(position: Int, symbol: Int, kind: Int, flags: Int) -> np.uint64:
     """Word 0 of a slot: seq, symbol (0..65535), kind and flags (0..255)."""
     return np.uint64((position + 1) & _SEQ_BITS | (symbol << 32) | (kind << 48) | (flags << 56))
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def slot_valid(words: Words, position: Int) -> bool:
     """Whether the slot at ``position`` bears that position's sequence number."""
     return bool(np.int64(words[slot_offset(words, position)] & np.uint64(_SEQ_BITS)) == (position + 1) & _SEQ_BITS)
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def claim(words: Words) -> tuple[Int, Int]:
     """(head, free): the producer may write positions head .. head + free - 1, then ``publish``. Claiming reserves nothing."""
     head = np.int64(words[WORD_HEAD])
     return head, np.int64(words[WORD_CAPACITY]) - (head - np.int64(load_acquire(words, WORD_TAIL)))
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def publish(words: Words, head: Int, claimed: Int = -1) -> bool:
     """Show the consumer all slots below ``head``. True: it sleeps, and the caller must ``notify`` (write the eventfd once).
 
@@ -220,19 +220,19 @@ def publish(words: Words, head: Int, claimed: Int = -1) -> bool:
     return False
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def head_tail(words: Words) -> tuple[Int, Int]:
     """(head, tail): the consumer may read positions tail .. head - 1, then ``release``."""
     return np.int64(load_acquire(words, WORD_HEAD)), np.int64(words[WORD_TAIL])
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def release(words: Words, tail: Int) -> None:
     """Give all slots below ``tail`` back to the producer; they must not be read any more."""
     store_release(words, WORD_TAIL, np.uint64(tail))
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def cursors_sane(words: Words, head: Int, tail: Int) -> bool:
     """False once a second writer was noticed by either side; the consumer must then read nothing more."""
     return bool(0 <= head - tail <= np.int64(words[WORD_CAPACITY]) and load_acquire(words, WORD_SEQ_ERRORS) == 0)
@@ -240,7 +240,7 @@ def cursors_sane(words: Words, head: Int, tail: Int) -> bool:
 
 # --- kernels called from Python: signatures are fixed, so no call ever compiles --------------------------------------------------------
 
-@njit("b1(u8[::1], i8)", cache=True)
+@lean_njit("b1(u8[::1], i8)", cache=True)
 def _become_writer(words: Words, pid: Int) -> bool:
     before = np.int64(compare_exchange(words, WORD_WRITER, np.uint64(0), np.uint64(pid)))
     if before in (0, pid):
@@ -249,7 +249,7 @@ def _become_writer(words: Words, pid: Int) -> bool:
     return False
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _room(words: Words, head: Int) -> bool:
     """Whether position ``head`` may be written; loads the consumer's cursor only when the last one seen does not say so."""
     capacity = np.int64(words[WORD_CAPACITY])
@@ -259,7 +259,7 @@ def _room(words: Words, head: Int) -> bool:
     return bool(head - np.int64(words[WORD_TAIL_SEEN]) < capacity)
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _enter(words: Words, pid: Int, symbol: Int) -> Int:
     """The checks before a single slot is written: _WRITTEN when it may be."""
     if np.int64(words[WORD_WRITER]) != pid and not _become_writer(words, pid):
@@ -272,7 +272,7 @@ def _enter(words: Words, pid: Int, symbol: Int) -> Int:
     return _WRITTEN
 
 
-@njit("i8(u8[::1], i8, i8, f8, f8, f8, f8, f8, f8, i8, i8, i8, f8, f8, i8, i8, i8, f8, f8, f8)", cache=True)
+@lean_njit("i8(u8[::1], i8, i8, f8, f8, f8, f8, f8, f8, i8, i8, i8, f8, f8, i8, i8, i8, f8, f8, f8)", cache=True)
 def _write_flow(words: Words, pid: Int, symbol: Int, time_ms: float, open_: float, high: float, low: float, close: float, volume: float,
                 kind: Int, flags: Int, received_ns: Int, taker_buy_volume: float, quote_volume: float, first_id: Int, last_id: Int,
                 trade_count: Int, last_time_ms: float, spare_a: float, spare_b: float) -> Int:
@@ -301,7 +301,7 @@ def _write_flow(words: Words, pid: Int, symbol: Int, time_ms: float, open_: floa
     return _WAKE if publish(words, head + 1, head) else _WRITTEN
 
 
-@njit("i8(u8[::1], i8, i8, f8, f8, f8, f8, f8, f8)", cache=True)
+@lean_njit("i8(u8[::1], i8, i8, f8, f8, f8, f8, f8, f8)", cache=True)
 def _write_candle(words: Words, pid: Int, symbol: Int, time_ms: float,
                   open_: float, high: float, low: float, close: float, volume: float) -> Int:
     """The same without flow: each argument that need not cross from Python saves 20 ns."""
@@ -309,7 +309,7 @@ def _write_candle(words: Words, pid: Int, symbol: Int, time_ms: float,
                        TRADE, 0, 0, 0.0, 0.0, 0, 0, 1, time_ms, 0.0, 0.0)
 
 
-@njit("UniTuple(i8, 2)(u8[::1], i8, u8[::1])", cache=True)
+@lean_njit("UniTuple(i8, 2)(u8[::1], i8, u8[::1])", cache=True)
 def _write_slots(words: Words, pid: Int, source: Words) -> tuple[Int, Int]:
     """Copies as many 16-word slots as fit, giving each its sequence number. (slots written, code)."""
     if np.int64(words[WORD_WRITER]) != pid and not _become_writer(words, pid):
@@ -330,7 +330,7 @@ def _write_slots(words: Words, pid: Int, source: Words) -> tuple[Int, Int]:
     return count, _WAKE if publish(words, head + count, head) else _WRITTEN
 
 
-@njit("i8(u8[::1], u8[::1])", cache=True)
+@lean_njit("i8(u8[::1], u8[::1])", cache=True)
 def _read_new(words: Words, target: Words) -> Int:
     """Copies at most len(target) / 16 slots and releases them. Returns how many, or -1: a second writer, nothing released."""
     head, tail = head_tail(words)
@@ -348,18 +348,18 @@ def _read_new(words: Words, target: Words) -> Int:
     return count
 
 
-@njit("i8(u8[::1])", cache=True)
+@lean_njit("i8(u8[::1])", cache=True)
 def _pending(words: Words) -> Int:
     head, tail = head_tail(words)
     return head - tail
 
 
-@njit("i8(u8[::1])", cache=True)
+@lean_njit("i8(u8[::1])", cache=True)
 def _free(words: Words) -> Int:
     return claim(words)[1]
 
 
-@njit("b1(u8[::1])", cache=True)
+@lean_njit("b1(u8[::1])", cache=True)
 def _park(words: Words) -> bool:
     store_release(words, WORD_PARKED, np.uint64(1))
     fence_seq_cst()
@@ -370,12 +370,12 @@ def _park(words: Words) -> bool:
     return False
 
 
-@njit("b1(u8[::1])", cache=True)
+@lean_njit("b1(u8[::1])", cache=True)
 def _unpark(words: Words) -> bool:
     return bool(exchange_acq_rel(words, WORD_PARKED, np.uint64(0)) != 0)
 
 
-@njit("i8(u8[::1])", cache=True)
+@lean_njit("i8(u8[::1])", cache=True)
 def _overslept(words: Words) -> Int:
     """Head, when the consumer sleeps although there is something to read; else -1."""
     if load_acquire(words, WORD_PARKED) == 0:

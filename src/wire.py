@@ -3,29 +3,57 @@
 Only what has the venue's plain form is read here: one object in ``data``, its values whole numbers, strings without an escape, or literals.
 Whatever is not exactly that is *declined*, and somebody else reads it or calls it rubbish; so declining is always safe, and what is read
 equals what a full JSON decoder would say, floats to the last bit (a mantissa below 2**53 divided by a power of ten up to 10**22).
+
+Text is looked at eight bytes at a time, as words whose lowest byte is the first letter. The arithmetic on all eight at once marks bytes by
+their highest bit; what is above the lowest mark may be wrong, and is never used. (Ideas: Mycroft 1987, Lemire's simdjson.)
+
+Invariant: no scan goes beyond a TEXT_END, and a text has eight of them behind its last frame; so a word can be loaded wherever a scan is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
+from numba import types
 
-from src.compiler import njit
+from src.compiler import lean_njit
 from src.conflate import ROWS_MAX, Staged, staging
+from src.ring_buffer import intrinsic
 
 TEXT_END = 0
-"""Stands between two frames of one text, and behind the last."""
-QUOTATION, COMMA, COLON, OPENS, CLOSES, BACKSLASH, SPACE, POINT, ZERO, NINE = (ord(letter) for letter in '",:{}\\ .09')
+"""Stands between two frames of one text, and eight times behind the last."""
+WORD_BYTES = 8
+QUOTATION, COMMA, COLON, OPENS, CLOSES, SPACE, POINT, ZERO, NINE = (ord(letter) for letter in '",:{} .09')
 ABSENT, NUMBER, STRING, TRUE, FALSE, NULL = range(6)
 DIGITS_MAX = 18
 MANTISSA_MAX = 1 << 53
 TENS = np.array([10.0**power for power in range(23)])
-FNV_OFFSET, FNV_PRIME = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
-DATA, AGG_TRADE, BOOK_TICKER = (np.frombuffer(word, np.uint8) for word in (b"data", b"aggTrade", b"bookTicker"))
-TRUE_TEXT, FALSE_TEXT, NULL_TEXT = (np.frombuffer(word, np.uint8) for word in (b"true", b"false", b"null"))
+WHOLE_TENS = np.array([10**power for power in range(19)], np.int64)
+MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _every(byte: int) -> np.uint64:
+    return np.uint64(0x0101_0101_0101_0101 * byte)
+
+
+def _word(text: bytes) -> np.uint64:
+    return np.uint64(int.from_bytes(text[:WORD_BYTES], "little"))
+
+
+ONES, HIGHEST, QUOTATIONS, BACKSLASHES, SPACES, ZEROS = (_every(byte) for byte in (1, 0x80, QUOTATION, ord("\\"), SPACE, ZERO))
+PAST_NINE = _every(0x80 - 10)
+ONE_LETTER, ONE_LETTER_MASK = _word(b'"\0":'), _word(b"\xff\0\xff\xff")
+TRUE_WORD, FALSE_WORD, NULL_WORD, FOUR, FIVE = (_word(text) for text in (b"true", b"false", b"null", b"\xff" * 4, b"\xff" * 5))
+DATA_WORD, DATA_MASK = _word(b"data"), _word(b"\xff" * 4)
+AGG_TRADE, BOOK_TICKER = (np.frombuffer(word, np.uint8) for word in (b"aggTrade", b"bookTicker"))
+LETTER = np.uint64(0xFF)
+PAIRS = np.uint64(0x0000_00FF_0000_00FF)
+PAIRS_AT_0, PAIRS_AT_2 = np.uint64((1_000_000 << 32) + 100), np.uint64((10_000 << 32) + 1)
+U8, U10, U16, U32 = (np.uint64(number) for number in (8, 10, 16, 32))
 
 Text = npt.NDArray[np.uint8]
 Int = Any
@@ -34,92 +62,132 @@ Values = npt.NDArray[np.int64]
 """A column for each letter from ``@`` on, by which a value was named: its kind, its number or where its text begins, where that ends."""
 
 
-@njit(cache=True)
-def _is(text: Text, at: int, end: int, word: Text) -> bool:
-    if end - at != len(word):
-        return False
-    same = True
-    for i in range(len(word)):
-        same &= text[at + i] == word[i]
-    return same
+# --- words -------------------------------------------------------------------------------------------------------------------------------
+
+@intrinsic
+def word_at(typing: Any, text: Any, at: Any) -> Any:
+    """``word_at(text, at) -> u64``: eight bytes from there on, the first of them lowest."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        place = builder.bitcast(builder.gep(array.data, [args[1]]), ir.IntType(64).as_pointer())
+        return builder.load(place, align=1)
+
+    return types.uint64(text, types.intp), code
 
 
-@njit(cache=True)
+@intrinsic
+def first_mark(typing: Any, marks: Any) -> Any:
+    """``first_mark(u64) -> i64``: the place of the lowest marked byte; 8 when there is none."""
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
+        return builder.lshr(bits, ir.Constant(ir.IntType(64), 3))
+
+    return types.int64(types.uint64), code
+
+
+@lean_njit(cache=True)
 def _string_end(text: Text, at: int) -> int:
     """Of a string whose text begins at ``at``: where its closing quotation mark is. -1: declined."""
-    while at < len(text):
-        letter = text[at]
-        if letter == QUOTATION:
-            return at
-        if letter < SPACE or letter == BACKSLASH or letter > 126:
-            return -1
-        at += 1
-    return -1
+    while True:
+        word = word_at(text, at)
+        quotation, backslash = word ^ QUOTATIONS, word ^ BACKSLASHES
+        odd = ((quotation - ONES) & ~quotation) | ((backslash - ONES) & ~backslash) | ((word - SPACES) & ~word) | (word + ONES) | word
+        place = first_mark(odd & HIGHEST)
+        at += place
+        if place < WORD_BYTES:
+            return at if text[at] == QUOTATION else -1
 
 
-@njit(cache=True)
-def _number(text: Text, at: int, values: Values, slot: Int) -> Int:
-    """A whole number into the slot's column. Where it ends; -1: declined."""
-    start, number = at, np.int64(0)
-    while at < len(text) and ZERO <= text[at] <= NINE:
-        number = number * 10 + np.int64(text[at]) - ZERO
+@lean_njit(cache=True)
+def _eight_digits(word: Int) -> Int:
+    """The number that eight digits are, each less ZERO: pairs, then all four pairs with two multiplications."""
+    word = word * U10 + (word >> U8)
+    return np.int64(((word & PAIRS) * PAIRS_AT_0 + ((word >> U16) & PAIRS) * PAIRS_AT_2) >> U32)
+
+
+@lean_njit(cache=True)
+def _digits(text: Text, at: int) -> tuple[Int, int]:
+    """(the whole number that is there, where it ends). Meaningless when it has more than DIGITS_MAX digits."""
+    number, start = np.int64(0), at
+    while at - start <= DIGITS_MAX:
+        word = word_at(text, at) ^ ZEROS
+        count = first_mark(((word + PAST_NINE) | word) & HIGHEST)
+        if count == 0:
+            break
+        number = number * WHOLE_TENS[count] + _eight_digits(word << np.uint64(64 - 8 * count))
+        at += count
+        if count < WORD_BYTES:
+            break
+    return number, at
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------------------------------
+
+@lean_njit(cache=True)
+def _no_space(text: Text, at: int) -> int:
+    while text[at] == SPACE:
         at += 1
-    if at == start or at - start > DIGITS_MAX or (text[start] == ZERO and at - start > 1):
-        return -1
-    values[0, slot], values[1, slot] = NUMBER, number
     return at
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
+def _past(text: Text, at: int, letter: int) -> int:
+    """Behind this letter, and the spaces on both sides of it. -1: something else stands there."""
+    at = _no_space(text, at)
+    return _no_space(text, at + 1) if text[at] == letter else -1
+
+
+@lean_njit(cache=True)
 def _value(text: Text, at: int, values: Values, slot: Int) -> Int:
     """A plain value into the slot's column. Where it ends; -1: declined."""
-    if at >= len(text):
-        return -1
     first = text[at]
     if first == QUOTATION:
         end = _string_end(text, at + 1)
         values[0, slot], values[1, slot], values[2, slot] = STRING, at + 1, end
         return end + 1 if end >= 0 else -1
     if ZERO <= first <= NINE:
-        return _number(text, at, values, slot)
-    kind, word = (TRUE, TRUE_TEXT) if first == TRUE_TEXT[0] else (FALSE, FALSE_TEXT) if first == FALSE_TEXT[0] else (NULL, NULL_TEXT)
-    end = at + len(word)
-    if end > len(text) or not _is(text, at, end, word):
-        return -1
-    values[0, slot] = kind
-    return end
+        number, end = _digits(text, at)
+        values[0, slot], values[1, slot] = NUMBER, number
+        return -1 if end - at > DIGITS_MAX or (first == ZERO and end - at > 1) else end
+    word = word_at(text, at)
+    if word & FOUR == TRUE_WORD:
+        values[0, slot] = TRUE
+        return at + 4
+    if word & FIVE == FALSE_WORD:
+        values[0, slot] = FALSE
+        return at + 5
+    values[0, slot] = NULL
+    return at + 4 if word & FOUR == NULL_WORD else -1
 
 
-@njit(cache=True)
-def _past(text: Text, at: int, letter: int) -> int:
-    """Behind this letter, and the spaces on both sides of it. -1: something else stands there."""
-    if at < 0:
-        return -1
-    while at < len(text) and text[at] == SPACE:
-        at += 1
-    if at >= len(text) or text[at] != letter:
-        return -1
-    at += 1
-    while at < len(text) and text[at] == SPACE:
-        at += 1
-    return at
+@lean_njit(cache=True)
+def _name(text: Text, at: int) -> tuple[int, int]:
+    """(where the text of a name begins, where it ends), or -1 as its end: declined."""
+    return at + 1, _string_end(text, at + 1) if text[at] == QUOTATION else -1
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _event(text: Text, at: int, values: Values) -> int:
     """An object's values by the letters that name them; those with longer names are passed over. Behind the object; -1: declined."""
     values[0, :] = ABSENT
     at = _past(text, at, OPENS)
     while at >= 0:
-        start = _past(text, at, QUOTATION)
-        if start < 0 or text[start - 1] != QUOTATION:
+        word, slot = word_at(text, at), np.int64(0)
+        if word & ONE_LETTER_MASK == ONE_LETTER:
+            slot = np.int64((word >> U8) & LETTER) - 64
+            at = _no_space(text, at + 4)
+        else:
+            start, end = _name(text, at)
+            if end == start + 1:
+                slot = np.int64(text[start]) - 64
+            at = _past(text, end + 1, COLON) if end >= 0 else -1
+        if at < 0 or not 0 <= slot < values.shape[1] or (slot > 0 and values[0, slot] != ABSENT):
             return -1
-        end = _string_end(text, start)
-        slot: Int = np.int64(text[start]) - 64 if end == start + 1 else 0
-        if not 0 <= slot < values.shape[1] or (slot > 0 and values[0, slot] != ABSENT):
+        at = _value(text, at, values, slot)
+        if at < 0:
             return -1
-        at = _past(text, end + 1, COLON) if end >= 0 else -1
-        at = _value(text, at, values, slot) if at >= 0 else -1
         behind = _past(text, at, COMMA)
         if behind < 0:
             return _past(text, at, CLOSES)
@@ -127,66 +195,84 @@ def _event(text: Text, at: int, values: Values) -> int:
     return -1
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _frame(text: Text, at: int, values: Values) -> int:
     """Where a frame ends whose event is now in ``values``. -1: declined."""
     at = _past(text, at, OPENS)
     seen = False
     while at >= 0:
-        start = _past(text, at, QUOTATION)
-        if start < 0 or text[start - 1] != QUOTATION:
-            return -1
-        end = _string_end(text, start)
+        start, end = _name(text, at)
         at = _past(text, end + 1, COLON) if end >= 0 else -1
         if at < 0:
             return -1
-        if _is(text, start, end, DATA):
+        if end - start == 4 and word_at(text, start) & DATA_MASK == DATA_WORD:
             if seen:
                 return -1
             seen = True
             at = _event(text, at, values)
-        elif text[at] != QUOTATION:
-            return -1
         else:
-            at = _string_end(text, at + 1) + 1
-            if at == 0:
-                return -1
+            _, end = _name(text, at)
+            at = end + 1 if end >= 0 else -1
+        if at < 0:
+            return -1
         behind = _past(text, at, COMMA)
         if behind < 0:
             at = _past(text, at, CLOSES)
-            return at if seen and at < len(text) and text[at] == TEXT_END else -1
+            return at if seen and at >= 0 and text[at] == TEXT_END else -1
         at = behind
     return -1
 
 
-@njit(cache=True)
+# --- events ------------------------------------------------------------------------------------------------------------------------------
+
+@lean_njit(cache=True)
 def _decimal(text: Text, values: Values, letter: int) -> float:
     """The float nearest to a decimal; -1: declined."""
     slot = letter - 64
     if values[0, slot] != STRING:
         return -1.0
-    at, end = values[1, slot], values[2, slot]
-    mantissa, behind, point = np.int64(0), 0, -1
-    if end - at > DIGITS_MAX or end == at or (end - at > 1 and text[at] == ZERO and text[at + 1] != POINT):
+    start, end = values[1, slot], values[2, slot]
+    if end - start > DIGITS_MAX or (text[start] == ZERO and end - start > 1 and text[start + 1] != POINT):
         return -1.0
-    for i in range(at, end):
-        if ZERO <= text[i] <= NINE:
-            mantissa = mantissa * 10 + np.int64(text[i]) - ZERO
-        elif text[i] == POINT and point < 0 and at < i < end - 1:
-            point, behind = i, end - 1 - i
-        else:
+    mantissa, at = _digits(text, start)
+    behind = 0
+    if at > start and at < end and text[at] == POINT:
+        fraction, stop = _digits(text, at + 1)
+        behind, at = stop - at - 1, stop
+        if behind == 0:
             return -1.0
-    return float(mantissa / TENS[behind]) if mantissa < MANTISSA_MAX else -1.0
+        mantissa = mantissa * WHOLE_TENS[behind] + fraction
+    if at != end or at == start or mantissa >= MANTISSA_MAX:
+        return -1.0
+    return float(mantissa / TENS[behind])
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
+def _mixed(digest: Int, word: Int) -> Int:
+    digest = (digest ^ word) * MIX
+    return digest ^ (digest >> U32)
+
+
+@lean_njit(cache=True)
+def name_digest(text: Text, at: int, end: int) -> Int:
+    """A name's hash, word by word."""
+    digest = np.uint64(end - at + 1)
+    while at < end:
+        word = word_at(text, at)
+        if end - at < WORD_BYTES:
+            word &= (np.uint64(1) << np.uint64(8 * (end - at))) - np.uint64(1)
+        digest = _mixed(digest, word)
+        at += WORD_BYTES
+    return digest
+
+
+@lean_njit(cache=True)
 def _key(text: Text, values: Values, names: Any) -> Int:
     """The first word of the symbol's rows; -1: nobody we know."""
-    if values[0, ord("s") - 64] != STRING:
+    slot = ord("s") - 64
+    if values[0, slot] != STRING:
         return -1
-    digest = FNV_OFFSET
-    for i in range(values[1, ord("s") - 64], values[2, ord("s") - 64]):
-        digest = (digest ^ np.uint64(text[i])) * FNV_PRIME
+    digest = name_digest(text, values[1, slot], values[2, slot])
     place = digest & np.uint64(len(names) - 1)
     while names[place, 0] != digest:
         if names[place, 0] == 0:
@@ -195,20 +281,26 @@ def _key(text: Text, values: Values, names: Any) -> Int:
     return np.int64(names[place, 1])
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _is_event(text: Text, values: Values, word: Text, numbers: Any) -> bool:
     """Whether it is that event, and has a whole number under each of these letters."""
+    slot = ord("e") - 64
+    start = values[1, slot]
+    if values[0, slot] != STRING or values[2, slot] - start != len(word):
+        return False
+    same = True
+    for i in range(len(word)):
+        same &= text[start + i] == word[i]
     for letter in numbers:
-        if values[0, letter - 64] != NUMBER:
-            return False
-    return values[0, ord("e") - 64] == STRING and _is(text, values[1, ord("e") - 64], values[2, ord("e") - 64], word)
+        same &= values[0, letter - 64] == NUMBER
+    return same
 
 
 _TRADE_NUMBERS = np.frombuffer(b"aflTE", np.uint8).astype(np.int64)
 _QUOTE_NUMBERS = np.frombuffer(b"TE", np.uint8).astype(np.int64)
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _trade(text: Text, values: Values, names: Any, staged: Staged, row: int) -> bool:
     ints, floats = staged.ints, staged.floats
     maker = values[0, ord("m") - 64]
@@ -223,7 +315,7 @@ def _trade(text: Text, values: Values, names: Any, staged: Staged, row: int) -> 
     return True
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def _quote(text: Text, values: Values, names: Any, staged: Staged, row: int) -> bool:
     ints, floats = staged.ints, staged.floats
     if not _is_event(text, values, BOOK_TICKER, _QUOTE_NUMBERS):
@@ -237,21 +329,21 @@ def _quote(text: Text, values: Values, names: Any, staged: Staged, row: int) -> 
     return True
 
 
-@njit(cache=True)
-def frames_in(text: Text) -> int:
-    """How many frames end in the text. More than were put into it: one of them has an end inside."""
+@lean_njit(cache=True)
+def ends_in(text: Text) -> int:
+    """How many TEXT_END are in it. More than ``text_of`` put there: a frame has one inside."""
     ends = 0
     for letter in text:
         ends += letter == TEXT_END
     return ends
 
 
-@njit(cache=True)
+@lean_njit(cache=True)
 def read_rows(text: Text, names: Any, values: Values, staged: Staged, trades: bool, at: int, row: int) -> tuple[int, int, Int]:
     """Frames from ``at`` on into rows from ``row`` on, until one is declined or the rows are full. ``trades``: which of the two streams.
     (where the next frame begins, the next row, the event time of the last one or 0)"""
     event_ms = np.int64(0)
-    while at < len(text) and row < ROWS_MAX:
+    while at < len(text) - WORD_BYTES and row < ROWS_MAX:
         end = _frame(text, at, values)
         if end < 0:
             break
@@ -262,6 +354,11 @@ def read_rows(text: Text, names: Any, values: Values, staged: Staged, trades: bo
     return at, row, event_ms
 
 
+def text_of(frames: Sequence[bytes]) -> Text:
+    """Frames as one text for ``read_rows``."""
+    return np.frombuffer(bytes([TEXT_END]).join(frames) + bytes([TEXT_END]) * WORD_BYTES, np.uint8)
+
+
 def names_table(keys: Mapping[str, int]) -> npt.NDArray[np.uint64]:
     """Symbols' first words by the hash of their names, as ``read_rows`` looks them up."""
     size = 16
@@ -269,10 +366,9 @@ def names_table(keys: Mapping[str, int]) -> npt.NDArray[np.uint64]:
         size *= 2
     table = np.zeros((size, 2), np.uint64)
     for name, key in keys.items():
-        digest = int(FNV_OFFSET)
-        for letter in name.encode():
-            digest = (digest ^ letter) * int(FNV_PRIME) % 2**64
-        place = digest % size
+        letters = text_of([name.encode()])
+        digest = name_digest(letters, 0, len(letters) - WORD_BYTES)
+        place = int(digest) % size
         while table[place, 0]:
             place = (place + 1) % size
         table[place] = digest, key
@@ -286,5 +382,5 @@ def scratch() -> Values:
 
 def compile_reading() -> None:
     """Compile the kernels, or load them."""
-    text = np.frombuffer(b"", np.uint8)
-    read_rows(text, names_table({}), scratch(), staging()[1], True, 0, frames_in(text))
+    text = text_of([])
+    read_rows(text, names_table({"": 0}), scratch(), staging()[1], True, 0, ends_in(text))

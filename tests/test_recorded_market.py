@@ -25,7 +25,7 @@ from src.links import MarketLink, PublicLink, Route
 from src.market_state import MarketState
 from src.ring_buffer import Ring
 from src.venue.messages import AggTrade, BookTicker, Kline, decode_market, decode_public
-from src.wire import names_table, read_rows, scratch
+from src.wire import names_table, read_rows, scratch, text_of
 from tests.markets import MINUTE
 
 HFT = ("btcusdt_20230404", "btcusdt_20230405", "btcusdt_20240718", "btcusdt_20240719", "ethusdt_20240718", "ethusdt_20240719")
@@ -164,8 +164,7 @@ def _by_decoder(payload: bytes, keys: dict[str, int]) -> tuple[Any, ...]:
 
 
 def _by_kernel(part: list[bytes], keys: dict[str, int], route: Route, staged: Staged) -> list[tuple[Any, ...]]:
-    text = np.frombuffer(b"".join(payload + b"\0" for payload in part), np.uint8)
-    _, rows, _ = read_rows(text, names_table(keys), scratch(), staged, route is Route.MARKET, 0, 0)
+    _, rows, _ = read_rows(text_of(part), names_table(keys), scratch(), staged, route is Route.MARKET, 0, 0)
     assert rows == len(part), f"declined: {part[rows]!r}"
     floats = staged.floats[:rows]
     whole = staged.ints[:rows].tolist()

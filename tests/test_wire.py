@@ -6,14 +6,13 @@ import json
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.conflate import ROWS_MAX, quote_key, staging, trade_key
 from src.venue.messages import AggTrade, BookTicker, decode_market, decode_public
-from src.wire import names_table, read_rows, scratch
+from src.wire import names_table, read_rows, scratch, text_of
 
 TRADE = (b'{"stream":"btcusdt@aggTrade","data":{"e":"aggTrade","E":1763600000005,"s":"BTCUSDT","a":3001234567,"p":"91234.50","q":"0.250",'
          b'"nq":"0.100","f":71,"l":72,"T":1763600000004,"m":true,"st":1}}')
@@ -28,7 +27,7 @@ Row = tuple[Any, ...]
 def read(*frames: bytes, trades: bool = True, keys: dict[str, int] | None = None) -> list[Row]:
     """The rows that the kernel makes of frames, until it declines one."""
     _, staged = staging()
-    text = np.frombuffer(b"".join(frame + b"\0" for frame in frames), np.uint8)
+    text = text_of(frames)
     table = names_table(keys or (TRADE_KEYS if trades else QUOTE_KEYS))
     at, rows, _ = read_rows(text, table, scratch(), staged, trades, 0, 0)
     assert at == sum(len(frame) + 1 for frame in frames[:rows])
