@@ -4,8 +4,8 @@ Only what has the venue's plain form is read here: one object in ``data``, its v
 Whatever is not exactly that is *declined*, and somebody else reads it or calls it rubbish; so declining is always safe, and what is read
 equals what a full JSON decoder would say, floats to the last bit (a mantissa below 2**53 divided by a power of ten up to 10**22).
 
-Text is looked at eight bytes at a time, as words whose lowest byte is the first letter. The arithmetic on all eight at once marks bytes by
-their highest bit; what is above the lowest mark may be wrong, and is never used. (Ideas: Mycroft 1987, Lemire's simdjson.)
+Text is looked at eight bytes at a time, as words whose lowest byte is the first letter, as ``strlen`` of C libraries and simdjson do. Arithmetic
+on all eight at once marks bytes by their highest bit; what is above the lowest mark may be wrong, and is never used.
 
 Invariant: no scan goes beyond a TEXT_END, and a text has eight of them behind its last frame; so a word can be loaded wherever a scan is.
 """
@@ -27,7 +27,7 @@ from src.ring_buffer import intrinsic
 TEXT_END = 0
 """Stands between two frames of one text, and eight times behind the last."""
 WORD_BYTES = 8
-QUOTATION, COMMA, COLON, OPENS, CLOSES, SPACE, POINT, ZERO, NINE = (ord(letter) for letter in '",:{} .09')
+QUOTATION, BACKSLASH, COMMA, COLON, OPENS, CLOSES, SPACE, POINT, ZERO, NINE = (ord(letter) for letter in '"\\,:{} .09')
 ABSENT, NUMBER, STRING, TRUE, FALSE, NULL = range(6)
 DIGITS_MAX = 18
 MANTISSA_MAX = 1 << 53
@@ -44,11 +44,11 @@ def _word(text: bytes) -> np.uint64:
     return np.uint64(int.from_bytes(text[:WORD_BYTES], "little"))
 
 
-ONES, HIGHEST, QUOTATIONS, BACKSLASHES, SPACES, ZEROS = (_every(byte) for byte in (1, 0x80, QUOTATION, ord("\\"), SPACE, ZERO))
+ONES, HIGHEST, QUOTATIONS, BACKSLASHES, SPACES, ZEROS = (_every(byte) for byte in (1, 0x80, QUOTATION, BACKSLASH, SPACE, ZERO))
 PAST_NINE = _every(0x80 - 10)
 ONE_LETTER, ONE_LETTER_MASK = _word(b'"\0":'), _word(b"\xff\0\xff\xff")
-TRUE_WORD, FALSE_WORD, NULL_WORD, FOUR, FIVE = (_word(text) for text in (b"true", b"false", b"null", b"\xff" * 4, b"\xff" * 5))
-DATA_WORD, DATA_MASK = _word(b"data"), _word(b"\xff" * 4)
+TRUE_WORD, FALSE_WORD, NULL_WORD, DATA_WORD = (_word(text) for text in (b"true", b"false", b"null", b"data"))
+FOUR_BYTES, FIVE_BYTES = (_word(b"\xff" * count) for count in (4, 5))
 AGG_TRADE, BOOK_TICKER = (np.frombuffer(word, np.uint8) for word in (b"aggTrade", b"bookTicker"))
 LETTER = np.uint64(0xFF)
 PAIRS = np.uint64(0x0000_00FF_0000_00FF)
@@ -152,14 +152,14 @@ def _value(text: Text, at: int, values: Values, slot: Int) -> Int:
         values[0, slot], values[1, slot] = NUMBER, number
         return -1 if end - at > DIGITS_MAX or (first == ZERO and end - at > 1) else end
     word = word_at(text, at)
-    if word & FOUR == TRUE_WORD:
+    if word & FOUR_BYTES == TRUE_WORD:
         values[0, slot] = TRUE
         return at + 4
-    if word & FIVE == FALSE_WORD:
+    if word & FIVE_BYTES == FALSE_WORD:
         values[0, slot] = FALSE
         return at + 5
     values[0, slot] = NULL
-    return at + 4 if word & FOUR == NULL_WORD else -1
+    return at + 4 if word & FOUR_BYTES == NULL_WORD else -1
 
 
 @lean_njit(cache=True)
@@ -175,8 +175,9 @@ def _event(text: Text, at: int, values: Values) -> int:
     at = _past(text, at, OPENS)
     while at >= 0:
         word, slot = word_at(text, at), np.int64(0)
-        if word & ONE_LETTER_MASK == ONE_LETTER:
-            slot = np.int64((word >> U8) & LETTER) - 64
+        letter = np.int64((word >> U8) & LETTER)
+        if word & ONE_LETTER_MASK == ONE_LETTER and letter != BACKSLASH:
+            slot = letter - 64
             at = _no_space(text, at + 4)
         else:
             start, end = _name(text, at)
@@ -205,7 +206,7 @@ def _frame(text: Text, at: int, values: Values) -> int:
         at = _past(text, end + 1, COLON) if end >= 0 else -1
         if at < 0:
             return -1
-        if end - start == 4 and word_at(text, start) & DATA_MASK == DATA_WORD:
+        if end - start == 4 and word_at(text, start) & FOUR_BYTES == DATA_WORD:
             if seen:
                 return -1
             seen = True

@@ -99,6 +99,38 @@ def test_whatever_is_done_to_a_frame_what_is_read_is_what_the_decoder_says(trade
     assert not rows or rows == [decoded(frame.replace(b"\0", b""), trades)]
 
 
+ODD_BYTES = b"\x01\x1f !\"\\,:{}.-0189AZ\x7f\x80\xff"
+
+
+@pytest.mark.parametrize("trades", [True, False])
+def test_a_wrong_byte_at_any_place_is_read_as_the_decoder_reads_it(trades: bool) -> None:
+    frame = TRADE if trades else QUOTE
+    for at in range(len(frame)):
+        for byte in ODD_BYTES:
+            changed = frame[:at] + bytes([byte]) + frame[at + 1:]
+            rows = read(changed, trades=trades)
+            assert not rows or rows == [decoded(changed, trades)], changed
+
+
+@pytest.mark.parametrize("digits", range(1, 24))
+def test_whole_numbers_of_every_length_end_where_words_of_eight_end_or_do_not(digits: int) -> None:
+    number = "1234567890" * 3
+    rows = read(TRADE.replace(b"3001234567", number[:digits].encode()))
+    assert rows == ([(*read(TRADE)[0][:5], int(number[:digits]), 71, 72)] if digits <= 18 else [])
+
+
+@pytest.mark.parametrize("length", range(24))
+def test_names_and_texts_of_every_length_are_passed_over_or_declined(length: int) -> None:
+    text = b"x" * length
+    assert read(TRADE.replace(b"btcusdt@aggTrade", text)) == read(TRADE.replace(b'"nq"', b'"' + text + b'y"')) == read(TRADE)
+    for wrong in (b"\\", b"\x1f", b"\x7f", b"\xc3"):
+        assert not read(TRADE.replace(b"btcusdt@aggTrade", text + wrong))
+
+
+def test_a_name_of_no_letters_is_nobodys() -> None:
+    assert not read(TRADE.replace(b"BTCUSDT", b""))
+
+
 @given(st.sets(st.from_regex(r"[0-9A-Z]{1,12}", fullmatch=True), max_size=300))
 def test_every_name_is_found_and_no_other(names: set[str]) -> None:
     keys = {name: trade_key(i) for i, name in enumerate(sorted(names))} | {"BTCUSDT": trade_key(400)}
