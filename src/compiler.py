@@ -13,8 +13,9 @@ from importlib import import_module
 from numba import njit as njit
 
 lean_njit = partial(njit, _nrt=False)
-"""For kernels that neither make arrays nor return them, only work on those they are given. Numba counts references to an array at every call
-between kernels, atomically; without that the Feed's take a third of the time. A kernel that may not be lean does not compile."""
+"""For kernels that neither make arrays nor return them, only work on those they are given, and call only lean ones. Numba counts references to
+an array at every call between kernels, atomically; without that the Feed's take a third of the time. What makes or returns an array does not
+compile."""
 
 ALGEBRA = "scipy.linalg"
 

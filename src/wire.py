@@ -2,7 +2,8 @@
 
 Only what has the venue's plain form is read here: one object in ``data``, its values whole numbers, strings without an escape, or literals.
 Whatever is not exactly that is *declined*, and somebody else reads it or calls it rubbish; so declining is always safe, and what is read
-equals what a full JSON decoder would say, floats to the last bit (a mantissa below 2**53 divided by a power of ten up to 10**22).
+equals what a full JSON decoder would say, floats to the last bit (a mantissa below 2**53 divided by a power of ten up to 10**22). Values that
+no row has are passed over, whatever their type.
 
 Text is looked at eight bytes at a time, as words whose lowest byte is the first letter, as ``strlen`` of C libraries and simdjson do. Arithmetic
 on all eight at once marks bytes by their highest bit; what is above the lowest mark may be wrong, and is never used.
@@ -256,7 +257,7 @@ def _mixed(digest: Int, word: Int) -> Int:
 
 @lean_njit(cache=True)
 def name_digest(text: Text, at: int, end: int) -> Int:
-    """A name's hash, word by word."""
+    """A name's hash, word by word, in 63 bits: never 0. Names that were made to have the hash of another are not told apart from it."""
     digest = np.uint64(end - at + 1)
     while at < end:
         word = word_at(text, at)
@@ -264,7 +265,7 @@ def name_digest(text: Text, at: int, end: int) -> Int:
             word &= (np.uint64(1) << np.uint64(8 * (end - at))) - np.uint64(1)
         digest = _mixed(digest, word)
         at += WORD_BYTES
-    return digest
+    return digest | np.uint64(1)
 
 
 @lean_njit(cache=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,3 +43,19 @@ def test_a_kernel_that_only_works_on_what_it_is_given_is() -> None:
     assert lean_njit(_sum)(numbers) == 10.0
     numbers[:] = 1.0
     assert lean_njit(_sum)(numbers) == 4.0
+
+
+def _taken(path: Path) -> dict[str, set[str]]:
+    """Of a module: what it imports from which of ours."""
+    found = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module]
+    return {str(node.module): {name.name for name in node.names} for node in found}
+
+
+def test_lean_kernels_call_only_lean_ones() -> None:
+    """A kernel that counts references, called by one that does not, would leak what it makes."""
+    taken = {f"src.{path.stem}": _taken(path) for path in Path("src").glob("*.py")}
+    lean = {module for module, names in taken.items() if "lean_njit" in names.get("src.compiler", ())}
+    counting = {module for module, names in taken.items() if "njit" in names.get("src.compiler", ())}
+    assert len(lean) >= 3 and counting
+    assert not lean & counting
+    assert not {(module, other) for module in lean for other in taken[module] if other in counting}

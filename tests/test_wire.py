@@ -127,8 +127,9 @@ def test_names_and_texts_of_every_length_are_passed_over_or_declined(length: int
         assert not read(TRADE.replace(b"btcusdt@aggTrade", text + wrong))
 
 
-def test_a_name_of_no_letters_is_nobodys() -> None:
-    assert not read(TRADE.replace(b"BTCUSDT", b""))
+@pytest.mark.parametrize("name", [b"", b"GEGXL8MK%brW+:8/"])
+def test_a_name_of_no_letters_or_made_to_mix_to_nothing_is_nobodys(name: bytes) -> None:
+    assert not read(TRADE.replace(b"BTCUSDT", name))
 
 
 @given(st.sets(st.from_regex(r"[0-9A-Z]{1,12}", fullmatch=True), max_size=300))
