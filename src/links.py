@@ -25,7 +25,7 @@ from src.clock import monotonic_ns
 from src.conflate import MARK_ROW, QUOTE_ROW, ROW_BYTES, ROWS_MAX, TRADE_ROW, Staged, staging
 from src.error_handler import failure, info
 from src.venue.messages import AggTrade, ContractInfo, MarkPrice, decode_market, decode_public
-from src.wire import WORD_BYTES, ends_in, names_table, read_rows, scratch, text_of
+from src.wire import frames_in, names_table, read_rows, scratch, text_of
 
 FRAME_BYTES_MAX = 16 * 1024 * 1024
 HELD_FRAMES_MAX = 200_000
@@ -149,7 +149,7 @@ class Link(WSListener):  # type: ignore[misc]
             self._keys = self._carrier.keys
             self._names = names_table(self._keys)
         letters, at, taken = text_of(frames), 0, 0
-        plain = ends_in(letters) == waiting - 1 + WORD_BYTES
+        plain = frames_in(letters) == waiting
         while taken < waiting:
             if plain:
                 at, count, event_ms = read_rows(letters, self._names, self._values, self._staged, self._trades, at, self._count)

@@ -275,7 +275,7 @@ def _key(text: Text, values: Values, names: Any) -> Int:
     if values[0, slot] != STRING:
         return -1
     digest = name_digest(text, values[1, slot], values[2, slot])
-    place = digest & np.uint64(len(names) - 1)
+    place = (digest >> U32) & np.uint64(len(names) - 1)
     while names[place, 0] != digest:
         if names[place, 0] == 0:
             return -1
@@ -332,12 +332,12 @@ def _quote(text: Text, values: Values, names: Any, staged: Staged, row: int) -> 
 
 
 @lean_njit(cache=True)
-def ends_in(text: Text) -> int:
-    """How many TEXT_END are in it. More than ``text_of`` put there: a frame has one inside."""
+def frames_in(text: Text) -> int:
+    """How many frames the text has. More than were put into it: one of them has an end inside."""
     ends = 0
     for letter in text:
         ends += letter == TEXT_END
-    return ends
+    return ends - WORD_BYTES + 1
 
 
 @lean_njit(cache=True)
@@ -370,7 +370,7 @@ def names_table(keys: Mapping[str, int]) -> npt.NDArray[np.uint64]:
     for name, key in keys.items():
         letters = text_of([name.encode()])
         digest = name_digest(letters, 0, len(letters) - WORD_BYTES)
-        place = int(digest) % size
+        place = (int(digest) >> 32) % size  # the lowest bit is the same in all
         while table[place, 0]:
             place = (place + 1) % size
         table[place] = digest, key
@@ -385,4 +385,4 @@ def scratch() -> Values:
 def compile_reading() -> None:
     """Compile the kernels, or load them."""
     text = text_of([])
-    read_rows(text, names_table({"": 0}), scratch(), staging()[1], True, 0, ends_in(text))
+    read_rows(text, names_table({"": 0}), scratch(), staging()[1], True, 0, frames_in(text))
